@@ -1,0 +1,1 @@
+"""Views of a diffusers pipeline: loading it, finding its parts, and tracing its denoiser."""

@@ -1,0 +1,158 @@
+"""Loading a pipeline from the zoo, a folder or the hub, with its manifest's defaults filled into the call."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewstep.errors import CheckpointError, InputError
+from fewstep.files import read_json
+from fewstep.models.manifest import Manifest
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+ZOO = Path(__file__).parents[1] / "zoo" / "weights"
+INDEX = "model_index.json"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load(source: str | Path, **kwargs: Any) -> DiffusionPipeline:
+    """A diffusers pipeline from `zoo:NAME`, a folder, or a hub id.
+
+    Weights come up in float32 unless `torch_dtype` (or `dtype`) is given, whatever they are stored in. Where the folder has
+    a manifest, its call defaults are filled in, so `pipe("a red ring")` is enough; what the caller gives goes first.
+    Other keyword arguments go to `DiffusionPipeline.from_pretrained`.
+
+    Raises:
+        InputError: no such zoo name or folder, a folder that is no pipeline, or a hub id that can't be had.
+        CheckpointError: a weight file that is truncated or no safetensors.
+    """
+    import torch
+    from diffusers import DiffusionPipeline
+
+    place = resolve(source)
+    if not {"dtype", "torch_dtype"} & set(kwargs):
+        kwargs["dtype"] = torch.float32
+    if isinstance(place, str):
+        return _from_pretrained(DiffusionPipeline, place, kwargs)
+    manifest = Manifest.read(place)
+    parts = _component_folders(place, manifest)
+    for folder in parts.values():
+        _check_weights(folder)
+    with _assembled(place, manifest) as whole:
+        pipe = _from_pretrained(DiffusionPipeline, str(whole), kwargs)
+    pipe.register_to_config(_name_or_path=str(place))  # type: ignore[attr-defined]  # from the ConfigMixin
+    return with_defaults(pipe, manifest) if manifest else pipe
+
+
+def resolve(source: str | Path) -> Path | str:
+    """The folder of `zoo:NAME` or of a path, or the hub id as it is.
+
+    Raises:
+        InputError: an unknown zoo name (the message lists the known), or neither a folder nor of the form of a hub id.
+    """
+    text = str(source)
+    if text.startswith("zoo:"):
+        return _zoo_folder(text.removeprefix("zoo:"))
+    if Path(source).is_dir():
+        return Path(source)
+    if isinstance(source, str) and HUB_ID.fullmatch(text) and not text.startswith("."):
+        return text
+    raise InputError(f"There is no folder {text}: name a pipeline folder, a hub id like 'owner/name', or 'zoo:NAME'.")
+
+
+def _zoo_folder(name: str) -> Path:
+    names = sorted(folder.name for folder in ZOO.glob("*") if (folder / INDEX).exists())
+    if name not in names:
+        raise InputError(f"The zoo has no {name!r}: it has {', '.join(names) or 'nothing yet'}.")
+    return ZOO / name
+
+
+def with_defaults(pipe: DiffusionPipeline, manifest: Manifest) -> DiffusionPipeline:
+    """The same pipeline object, of a subclass of the same name whose call fills in `manifest.call`.
+
+    Pipelines keep such defaults in the signature of their call, not in a config, so there is no other place for them.
+    `isinstance` holds, and `save_pretrained` writes the plain class name.
+    """
+    plain: Any = type(pipe)
+    plain = plain.__mro__[1] if "fewstep_manifest" in vars(plain) else plain
+    call = _defaulting(plain.__call__, dict(manifest.call))
+    body = {"__call__": call, "__module__": plain.__module__, "__doc__": plain.__doc__, "fewstep_manifest": manifest}
+    pipe.__class__ = type(plain.__name__, (plain,), body)
+    return pipe
+
+
+def _defaulting(call: Callable[..., Any], defaults: dict[str, Any]) -> Callable[..., Any]:
+    signature = inspect.signature(call)
+
+    @functools.wraps(call)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = set(signature.bind_partial(self, *args, **kwargs).arguments) | set(kwargs)
+        filled = {
+            name: value
+            for name, value in defaults.items()
+            # a prompt given as embeddings takes the place of the text
+            if name not in given and f"{name}_embeds" not in given
+        }
+        return call(self, *args, **kwargs, **filled)
+
+    return __call__
+
+
+def _from_pretrained(pipeline_class: Any, place: str, kwargs: dict[str, Any]) -> DiffusionPipeline:
+    try:
+        pipe: DiffusionPipeline = pipeline_class.from_pretrained(place, **kwargs)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(f"Could not load a pipeline from {place}: {first}") from error
+    return pipe
+
+
+def _component_folders(folder: Path, manifest: Manifest | None) -> dict[str, Path]:
+    """Component -> the folder that holds it, here or shared."""
+    if not (folder / INDEX).exists():
+        raise InputError(f"The folder {folder} is no diffusers pipeline: it has no {INDEX}.")
+    index = read_json(folder / INDEX)
+    shares = manifest.shares if manifest else {}
+    parts = {
+        name: (folder / shares.get(name, name)).resolve()
+        for name, entry in index.items()
+        if isinstance(entry, list) and entry and entry[0] is not None
+    }
+    for name, part in parts.items():
+        if not part.is_dir():
+            raise InputError(f"The pipeline in {folder} lacks its component {name!r}: there is no folder {part}.")
+    return parts
+
+
+def _check_weights(folder: Path) -> None:
+    """Open every safetensors file: its header says how long the file must be."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise CheckpointError(f"The weight file {path} is damaged or cut short: {error}.") from error
+
+
+@contextmanager
+def _assembled(folder: Path, manifest: Manifest | None) -> Iterator[Path]:
+    """A folder in which shared components stand beside the pipeline's own, by links: nothing is copied."""
+    if manifest is None or not manifest.shares:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="fewstep-") as aside:
+        for entry in folder.iterdir():
+            (Path(aside) / entry.name).symlink_to(entry.resolve())
+        for name, shared in manifest.shares.items():
+            (Path(aside) / name).symlink_to((folder / shared).resolve())
+        yield Path(aside)
