@@ -1,0 +1,1 @@
+"""The `fewstep` command: one file a subcommand, `main.py` joins them and turns errors into one sentence."""

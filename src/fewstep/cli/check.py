@@ -1,0 +1,28 @@
+"""Checks of what a user typed, before anything heavy is imported."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from fewstep.errors import InputError, bad_value
+
+
+def at_least(least: int, value: int | None, option: str, command: str) -> None:
+    """Refuse a count below `least`; None (not given) passes.
+
+    Raises:
+        InputError: the count is too small.
+    """
+    if value is not None and value < least:
+        raise InputError(bad_value(option, command, f"a whole number of at least {least}", value))
+
+
+def prompt_text(prompt: str, command: str) -> None:
+    """Refuse a prompt that is empty or no readable text (bytes that are no UTF-8, control characters).
+
+    Raises:
+        InputError: the prompt is no text.
+    """
+    readable = all(unicodedata.category(c) not in ("Cc", "Cs") or c.isspace() for c in prompt)
+    if not prompt.strip() or not readable:
+        raise InputError(bad_value("PROMPT", command, "a text of at least one word", prompt))

@@ -1,0 +1,79 @@
+"""`fewstep doctor`: what this machine can do, which tricks fit it and a model, and why not the others."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fewstep.cli.show import AsJson, cell, note, print_facts, print_json, print_rows, working
+
+if TYPE_CHECKING:
+    from fewstep.machine import Machine
+    from fewstep.models.model import Model
+
+# The settings that doctor tries of a trick that needs some or has several kinds; the others are tried as they are.
+SETTINGS: dict[str, list[dict[str, Any]]] = {
+    "few_step": [{"student": "zoo:shapes-4step"}, {"student": "zoo:shapes-1step"}],
+    "quantize": [{"scheme": "int8-dynamic"}, {"scheme": "fp8-dynamic"}],
+}
+
+
+def doctor(
+    model: Annotated[str, typer.Option("--model", "-m", help="The model to ask the tricks about.")] = "zoo:shapes",
+    as_json: AsJson = False,
+) -> None:
+    """Say what this machine can do, which tricks fit it, and why not the others.
+
+    **Example:** `fewstep doctor --model zoo:shapes`
+    """
+    with working():
+        from fewstep.machine import Machine, versions
+
+        machine = Machine.detect()
+        facts = {**machine_facts(machine), "versions": versions()}
+        tricks = _fitting(model, machine)
+    if as_json:
+        print_json({"machine": facts, "model": model, "tricks": tricks})
+        return
+    print_facts(facts, as_json=False, title="This machine")
+    print_rows(tricks, as_json=False, title=f"Tricks for {model}")
+    note("'fits' means that the trick can be used here; what it gains, 'fewstep bench' measures.")
+
+
+def machine_facts(machine: Machine) -> dict[str, Any]:
+    """What `machine` is, what it has, and a sentence for each feature that it lacks."""
+    from fewstep.machine import FEATURES
+
+    return {
+        "device": machine.device,
+        "name": machine.name,
+        "cores": machine.cores,
+        "memory_gb": machine.memory_gb,
+        "free_disk_gb": round(shutil.disk_usage(Path.cwd()).free / 1e9, 1),
+        "features": sorted(machine.features),
+        "missing": {feature: why for feature in FEATURES if (why := machine.missing(feature))},
+    }
+
+
+def _fitting(source: str, machine: Machine) -> list[dict[str, Any]]:
+    from fewstep.models.load import load
+    from fewstep.models.model import Model
+    from fewstep.techniques import TECHNIQUES
+
+    model = Model(load(source))
+    return [fit(name, setting, model, machine) for name in TECHNIQUES for setting in SETTINGS.get(name, [{}])]
+
+
+def fit(name: str, setting: dict[str, Any], model: Model, machine: Machine) -> dict[str, Any]:
+    """One row: whether the trick with that setting fits, and the sentences that say why not."""
+    from fewstep.errors import FewstepError
+    from fewstep.recipe import Recipe
+
+    try:
+        problems = Recipe.load([{name: setting}]).problems(model, machine)
+    except FewstepError as error:
+        problems = [str(error)]
+    return {"trick": name, "setting": cell(setting), "fits": not problems, "why_not": " ".join(problems)}

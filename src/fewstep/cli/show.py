@@ -1,0 +1,90 @@
+"""How results reach the terminal: a table for people or pure JSON, on stdout; everything else goes to stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
+Row = Mapping[str, Any]
+
+
+@contextmanager
+def working() -> Iterator[None]:
+    """While the block runs, whatever prints to stdout goes to stderr, so that stdout holds the result alone."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def note(sentence: str) -> None:
+    """A line for the person at the terminal, not part of the result."""
+    Console(stderr=True, highlight=False).print(sentence, markup=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout. A number that JSON has no word for (NaN, infinity) becomes null."""
+    print(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_rows(rows: Sequence[Row], *, as_json: bool, title: str | None = None) -> None:
+    """A table with the keys of the first row as its columns; as JSON, a list of objects."""
+    if as_json:
+        print_json(rows)
+        return
+    columns = list(rows[0]) if rows else []
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        numeric = all(isinstance(row[column], int | float) for row in rows)
+        table.add_column(Text(column.replace("_", " ")), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell(row[column])) for column in columns))
+    Console(highlight=False).print(table)
+
+
+def print_facts(facts: Row, *, as_json: bool, title: str | None = None) -> None:
+    """A two-column table of names and values; as JSON, one object."""
+    if as_json:
+        print_json(facts)
+        return
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in facts.items():
+        table.add_row(Text(name.replace("_", " ")), Text(cell(value)))
+    Console(highlight=False).print(table)
+
+
+def cell(value: Any) -> str:
+    """The text of one table cell."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {cell(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple | set | frozenset):
+        return ", ".join(cell(inner) for inner in value)
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)

@@ -1,0 +1,100 @@
+"""`fewstep zoo`: the models that come with fewstep: list, score, export and train them."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fewstep.cli.check import at_least
+from fewstep.cli.show import AsJson, note, print_facts, print_rows, working
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="The models that come with fewstep: list, score, export and train them.",
+)
+Name = Annotated[str, typer.Argument(help="A zoo model, as 'fewstep zoo list' names it.", metavar="NAME")]
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """List the models that come with fewstep.
+
+    **Example:** `fewstep zoo list`
+    """
+    with working():
+        from fewstep.zoo import registry
+
+        rows = [_row(registry.info(name)) for name in registry.NAMES]
+    print_rows(rows, as_json=as_json)
+
+
+@app.command("eval")
+def eval_(
+    name: Name,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps; without it, as many as the model is made for.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="How many pictures to draw and judge.")] = 256,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same prompts and pictures.")] = 0,
+    recipe: Annotated[Path | None, typer.Option("--recipe", "-r", help="Score it with these tricks on.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a zoo model: draw pictures for random prompts, and let the task's oracle judge them.
+
+    prompt_accuracy is the share of pictures that show what was asked, frechet how far the set of pictures is from real
+    ones (0 is best; it depends on the number of prompts), diversity how much pictures of one prompt differ.
+
+    **Example:** `fewstep zoo eval shapes-4step --steps 4 --prompts 256 --json`
+    """
+    at_least(1, steps, "--steps", "fewstep zoo eval")
+    at_least(2, prompts, "--prompts", "fewstep zoo eval")
+    with working():
+        facts = _score(name.removeprefix("zoo:"), steps, prompts, seed, recipe)
+    print_facts(facts, as_json=as_json)
+
+
+@app.command()
+def export(
+    name: Name, folder: Annotated[Path, typer.Argument(help="Where to write it; must not exist.", metavar="DIR")]
+) -> None:
+    """Write a zoo model as a whole, plain diffusers folder, which loads without fewstep.
+
+    **Example:** `fewstep zoo export shapes-4step ./shapes-4step`
+    """
+    with working():
+        from fewstep.zoo import registry
+
+        registry.export(name.removeprefix("zoo:"), folder)
+    note(f"Wrote {folder}: DiffusionPipeline.from_pretrained({str(folder)!r}) loads it.")
+
+
+def _row(info: Any) -> dict[str, Any]:
+    return dict(info) if isinstance(info, dict) else dataclasses.asdict(info)
+
+
+def _score(name: str, steps: int | None, prompts: int, seed: int, recipe: Path | None) -> dict[str, Any]:
+    from fewstep.accelerate import accelerate
+    from fewstep.models.load import load
+    from fewstep.recipe import Recipe
+    from fewstep.zoo.evaluate import evaluate
+    from fewstep.zoo.tasks import task
+
+    plan = Recipe.load(recipe) if recipe else Recipe(())
+    fast = accelerate(load(f"zoo:{name}"), plan)
+    call = {} if steps is None else {"num_inference_steps": steps}
+    start = time.perf_counter()
+    quality = evaluate(fast, task(name.split("-")[0]), prompts=prompts, seed=seed, **call)
+    seconds = round(time.perf_counter() - start, 2)
+    return {
+        "name": name,
+        "steps": steps,
+        "prompts": prompts,
+        "seed": seed,
+        **dataclasses.asdict(quality),
+        "seconds": seconds,
+    }
