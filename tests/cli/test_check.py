@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fewstep.cli.check import at_least, prompt_text
-from fewstep.errors import InputError
+from fewstep.cli.check import at_least, device_here, prompt_text
+from fewstep.errors import InputError, MachineError
+from fewstep.machine import Machine
 
 
 @pytest.mark.parametrize("prompt", ["a red ring", "ein großer Ring", "赤い輪", "a ring 👩‍🔬", "two\nlines"])
@@ -24,3 +25,10 @@ def test_counts() -> None:
     at_least(1, 1, "--steps", "fewstep generate")
     with pytest.raises(InputError, match=r"The '--steps' of fewstep generate must be .* at least 1. Got 0"):
         at_least(1, 0, "--steps", "fewstep generate")
+
+
+def test_devices(bare_machine: Machine) -> None:
+    assert device_here(None) == bare_machine.device
+    assert device_here("cpu") == "cpu"
+    with pytest.raises(MachineError, match="no device 'cuda:1'; it has cpu"):
+        device_here("cuda:1")

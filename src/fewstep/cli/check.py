@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from fewstep.errors import InputError, bad_value
+from fewstep.errors import InputError, MachineError, bad_value
 
 
 def at_least(least: int, value: int | None, option: str, command: str) -> None:
@@ -26,3 +26,18 @@ def prompt_text(prompt: str, command: str) -> None:
     readable = all(unicodedata.category(c) not in ("Cc", "Cs") or c.isspace() for c in prompt)
     if not prompt.strip() or not readable:
         raise InputError(bad_value("PROMPT", command, "a text of at least one word", prompt))
+
+
+def device_here(given: str | None) -> str:
+    """The device to compute on: the one that was asked for, or the best there is.
+
+    Raises:
+        MachineError: this machine has no such device.
+    """
+    from fewstep.machine import Machine
+
+    best = Machine.detect().device
+    if given is not None and given.split(":")[0] not in {"cpu", best}:
+        known = " and ".join(sorted({"cpu", best}))
+        raise MachineError(f"This machine has no device {given!r}; it has {known}.")
+    return given or best

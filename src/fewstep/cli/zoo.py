@@ -9,14 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from fewstep.cli.check import at_least
+from fewstep.cli.check import at_least, device_here
 from fewstep.cli.show import AsJson, note, print_facts, print_rows, working
+from fewstep.errors import InputError, bad_value
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     help="The models that come with fewstep: list, score, export and train them.",
 )
+TRAINED = ("shapes",)  # from nothing; the others are distilled from these, with 'fewstep distill'
 Name = Annotated[str, typer.Argument(help="A zoo model, as 'fewstep zoo list' names it.", metavar="NAME")]
 
 
@@ -71,6 +73,37 @@ def export(
 
         registry.export(name.removeprefix("zoo:"), folder)
     note(f"Wrote {folder}: DiffusionPipeline.from_pretrained({str(folder)!r}) loads it.")
+
+
+@app.command()
+def train(
+    name: Name,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder; an interrupted run goes on from it.")],
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps; without it, the best there is.")] = None,
+    scenes: Annotated[int | None, typer.Option(help="Pictures to draw for training.")] = None,
+    vae_steps: Annotated[int | None, typer.Option(help="Training steps of the autoencoder.")] = None,
+    teacher_steps: Annotated[int | None, typer.Option(help="Training steps of the diffusion model.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the weights and the order of the data.")] = None,
+) -> None:
+    """Train a zoo model from nothing; without further options, exactly as the shipped weights were made.
+
+    That takes hours on a CPU. A run that stops is continued by the same command. The model ends up in the run's folder
+    'pipeline'.
+
+    **Example:** `fewstep zoo train shapes --out runs/shapes`
+    """
+    given = {"scenes": scenes, "vae_steps": vae_steps, "teacher_steps": teacher_steps, "seed": seed}
+    settings = {key: value for key, value in given.items() if value is not None}
+    for key in settings.keys() - {"seed"}:
+        at_least(1, settings[key], f"--{key.replace('_', '-')}", "fewstep zoo train")
+    if (model := name.removeprefix("zoo:")) not in TRAINED:
+        raise InputError(bad_value("NAME", "fewstep zoo train", f"one of {', '.join(TRAINED)}", model))
+    with working():
+        from fewstep.zoo.shapes.train import Settings
+        from fewstep.zoo.shapes.train import train as train_shapes
+
+        folder = train_shapes(out, Settings(**settings), device_here(device))
+    note(f"Trained {folder}.")
 
 
 def _row(info: Any) -> dict[str, Any]:
