@@ -1,0 +1,196 @@
+"""The block stacks of a pipeline's denoisers, watched and skipped from outside: no model code is changed.
+
+A denoiser's blocks stand in lists (Flux has two). What one list adds to each stream of tokens, out − in, is its
+*residual*. To skip the stack, every block returns its input, and the last one of each list returns the list's own input
+plus a residual kept from an earlier step. All else (embeddings, the output head, what the model does between lists)
+runs as always.
+
+The gates are put on the blocks for the length of one denoiser call, and so stand outermost: whatever a block's forward
+has become, compiled or quantized, runs inside them, and the decision to skip is never inside a compiled region.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from fewstep.calibrate.signal import Signal, arguments, hidden_name
+from fewstep.calibrate.steps import Branches, Clock, Step
+from fewstep.models.blocks import Block
+from fewstep.models.families import TENSOR, Outputs
+from fewstep.models.hooks import Hook, wrapped
+from fewstep.models.model import Model
+
+Streams = dict[str, Tensor]  # "hidden", and "encoder" where the blocks pass text on -> (batch, tokens, features)
+TIME_NAMES = ("timestep", "timesteps", "t", "sigma")
+
+
+@dataclass
+class Visit:
+    """One call of a denoiser on its way through the blocks.
+
+    `signal` is what the first block sees, `residuals` what each block list added, `output` the last list's hidden
+    stream; `reused` are the residuals that took the place of the blocks, None when they ran.
+    """
+
+    denoiser: str
+    branch: int
+    step: Step
+    signal: tuple[Tensor, ...] | None = None
+    inputs: dict[str, Streams] = field(default_factory=dict)
+    residuals: dict[str, Streams] = field(default_factory=dict)
+    output: Tensor | None = None
+    reused: Mapping[str, Streams] | None = None
+
+
+class Policy(Protocol):
+    """What decides whether blocks run. `state` belongs to one branch of one denoiser in one request."""
+
+    def start(self) -> Any:
+        """The state of a new branch."""
+
+    def reuse(self, visit: Visit, state: Any) -> Mapping[str, Streams] | None:
+        """Residuals to use in the place of the blocks, or None to run them."""
+
+    def computed(self, visit: Visit, state: Any) -> None:
+        """The blocks ran: `visit.residuals` are there."""
+
+
+class BlockList:
+    """One ModuleList of repeated blocks."""
+
+    def __init__(self, path: str, blocks: list[Block]) -> None:
+        self.path, self.modules = path, [block.module for block in blocks]
+        self.outputs = [block.outputs or TENSOR for block in blocks]
+
+    def streams(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Streams:
+        """The token streams among a block's arguments."""
+        given = arguments(self.modules[index], args, kwargs)
+        found = {"hidden": given[hidden_name(given)]}
+        if self.outputs[index].encoder is not None:
+            found["encoder"] = given["encoder_hidden_states"]
+        return found
+
+
+def unpack(output: Any, places: Outputs) -> Streams:
+    """The token streams in what a block returned; a stream that ends there (None) is left out."""
+    if places.hidden is None:
+        return {"hidden": output}
+    found = {"hidden": output[places.hidden]}
+    if places.encoder is not None and output[places.encoder] is not None:
+        found["encoder"] = output[places.encoder]
+    return found
+
+
+def pack(streams: Streams, places: Outputs) -> Any:
+    """The inverse of `unpack`."""
+    if places.hidden is None:
+        return streams["hidden"]
+    size = max(places.hidden, -1 if places.encoder is None else places.encoder) + 1
+    packed: list[Tensor | None] = [None] * size
+    packed[places.hidden] = streams["hidden"]
+    if places.encoder is not None:
+        packed[places.encoder] = streams.get("encoder")
+    return tuple(packed)
+
+
+class StackWatch:
+    """Hooks on every denoiser of a pipeline that ask a policy, call by call, whether the blocks must run."""
+
+    def __init__(self, model: Model, policy: Policy) -> None:
+        self._policy = policy
+        self._clock = Clock(model.pipe)
+        self._branches: dict[str, Branches[Any]] = {}
+        self._signals: dict[str, Signal] = {}
+        self._hooks = [
+            Hook(module, partial(self._call, name, lists))
+            for name, module in model.denoisers.items()
+            if (lists := block_lists(model, name))
+        ]
+
+    def install(self) -> StackWatch:
+        for hook in self._hooks:
+            hook.install()
+        return self
+
+    def remove(self) -> None:
+        for hook in reversed(self._hooks):
+            hook.remove()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop everything that belongs to the last request."""
+        self._clock.forget()
+        self._branches = {}
+
+    def _call(self, name: str, lists: list[BlockList], forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(forward).bind_partial(*args, **kwargs).arguments
+        step = self._clock.read(next(given[time] for time in TIME_NAMES if time in given))
+        if self._clock.began:
+            self._branches = {}
+        branches = self._branches.setdefault(name, Branches())
+        branch = branches.find(given, step.index, self._policy.start)
+        visit = Visit(name, branches.index(branch), step)
+        with ExitStack() as gates:
+            for blocks in lists:
+                for index, module in enumerate(blocks.modules):
+                    gates.enter_context(wrapped(module, partial(self._gate, visit, branch.state, blocks, index)))
+            output = forward(*args, **kwargs)
+        if visit.reused is None and visit.residuals:
+            self._policy.computed(visit, branch.state)
+        return output
+
+    def _gate(
+        self,
+        visit: Visit,
+        state: Any,
+        blocks: BlockList,
+        index: int,
+        forward: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if visit.signal is None:
+            visit.signal = self._signal(visit.denoiser, blocks.modules[index], args, kwargs)
+            visit.reused = self._policy.reuse(visit, state)
+        streams = blocks.streams(index, args, kwargs)
+        if index == 0:
+            visit.inputs[blocks.path] = streams
+        last = index == len(blocks.modules) - 1
+        places = blocks.outputs[index]
+        if visit.reused is not None:
+            return pack(_added(visit.inputs[blocks.path], visit.reused[blocks.path]) if last else streams, places)
+        output = forward(*args, **kwargs)
+        if last:
+            left = unpack(output, places)
+            visit.residuals[blocks.path] = _difference(left, visit.inputs[blocks.path])
+            visit.output = left["hidden"]
+        return output
+
+    def _signal(
+        self, denoiser: str, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Tensor, ...]:
+        if denoiser not in self._signals:
+            self._signals[denoiser] = Signal.learn(block, args, kwargs)
+        return self._signals[denoiser](block, args, kwargs)
+
+
+def block_lists(model: Model, name: str) -> list[BlockList]:
+    """The block lists of one denoiser, in the order of its module tree."""
+    groups = groupby(model.blocks(name), key=lambda block: block.path.rpartition(".")[0])
+    return [BlockList(path, list(blocks)) for path, blocks in groups]
+
+
+def _added(streams: Streams, residual: Streams) -> Streams:
+    return {name: streams[name] + change for name, change in residual.items()}
+
+
+def _difference(new: Streams, old: Streams) -> Streams:
+    return {name: tensor - old[name] for name, tensor in new.items()}

@@ -1,0 +1,148 @@
+"""Where in a request a denoiser call stands: which step, how noisy, and which guidance branch.
+
+Nothing here counts calls to tell guidance branches apart: a pipeline may call its denoiser once, twice or five times a
+step, and change that half-way. The step comes from the scheduler, the branch from the conditioning that the call
+carries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+State = TypeVar("State")
+
+# What a denoiser is given anew at each step, under the names that diffusers uses; all else stays the same in one
+# branch.
+EVERY_STEP = frozenset({"hidden_states", "sample", "latents", "x", "timestep", "timesteps", "t", "sigma", "r_timestep"})
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a request: `index` of `total`, at noise level `sigma` (nan where the scheduler does not tell)."""
+
+    index: int
+    total: int
+    sigma: float
+
+    @property
+    def at_an_end(self) -> bool:
+        """The first or the last step."""
+        return self.index == 0 or self.index >= self.total - 1
+
+
+class Clock:
+    """Reads the step of a request off the pipeline's scheduler, and notices when a new request begins."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
+        self.forget()
+
+    def forget(self) -> None:
+        """The next call begins a new request."""
+        self._timesteps: Tensor | None = None
+        self._seen: Tensor | float | None = None
+        self._index = -1
+        self.began = False
+
+    def read(self, timestep: Tensor | float) -> Step:
+        """The step that a denoiser call with this `timestep` argument belongs to; `began` then tells whether it is the
+        first call of a request."""
+        scheduler = self._pipe.scheduler
+        index = getattr(scheduler, "step_index", None)
+        if index is None:
+            index = self._counted(scheduler, timestep)
+        # Schedulers make new timesteps for each request.
+        self.began = scheduler.timesteps is not self._timesteps or index < self._index
+        self._timesteps, self._index = scheduler.timesteps, index
+        return Step(index, len(scheduler.timesteps), _sigma(scheduler, index))
+
+    def _counted(self, scheduler: Any, timestep: Tensor | float) -> int:
+        """The step of a scheduler that keeps no index, or has not stepped yet: one more for each new timestep."""
+        if scheduler.timesteps is not self._timesteps:
+            self._seen = None
+        begin = getattr(scheduler, "begin_index", None) or 0
+        if self._seen is None:
+            self._seen = timestep
+            return begin
+        if same(self._seen, timestep):
+            return self._index
+        self._seen = timestep
+        return self._index + 1
+
+
+def _sigma(scheduler: Any, index: int) -> float:
+    """The noise level of a step: the scheduler's sigma, or that of its alphas_cumprod; nan when it has neither."""
+    if (sigmas := getattr(scheduler, "sigmas", None)) is not None and len(sigmas) > index:
+        return float(sigmas[index])
+    if (alphas := getattr(scheduler, "alphas_cumprod", None)) is not None:
+        alpha = float(alphas[int(scheduler.timesteps[index])])
+        return float(((1 - alpha) / alpha) ** 0.5)
+    return float("nan")
+
+
+@dataclass
+class Branch(Generic[State]):
+    """One guidance branch of a request: the conditioning it is known by, and whatever is kept for it."""
+
+    conditioning: Mapping[str, Any]
+    state: State
+    step: int = field(default=-1)  # of its last call
+
+
+class Branches(Generic[State]):
+    """The guidance branches of one denoiser in one request, told apart by their conditioning."""
+
+    def __init__(self) -> None:
+        self._known: list[Branch[State]] = []
+
+    def find(self, inputs: Mapping[str, Any], step: int, new: Callable[[], State]) -> Branch[State]:
+        """The branch that a call with these keyword arguments at this step belongs to; a new one, with the state that
+        `new` makes, where no branch fits.
+
+        The very same tensors go before equal ones, so that a negative prompt equal to the prompt stays apart. A branch
+        has one call a step: a second one with equal inputs is another branch.
+        """
+        conditioning = {name: value for name, value in inputs.items() if name not in EVERY_STEP}
+        free = [branch for branch in self._known if branch.step != step]
+        for matches in (identical, same):
+            for branch in free:
+                if matches(branch.conditioning, conditioning):
+                    branch.step = step
+                    return branch
+        branch = Branch(conditioning, new(), step)
+        self._known.append(branch)
+        return branch
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def index(self, branch: Branch[State]) -> int:
+        """The place of a branch in the order of their first calls."""
+        return next(i for i, known in enumerate(self._known) if known is branch)
+
+
+def identical(a: Any, b: Any) -> bool:
+    """The same objects where there are tensors, equal values elsewhere."""
+    return _alike(a, b, lambda x, y: x is y)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal, tensors by shape, dtype and value."""
+    return _alike(a, b, lambda x, y: x is y or (x.shape == y.shape and x.dtype == y.dtype and torch.equal(x, y)))
+
+
+def _alike(a: Any, b: Any, tensors_alike: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return bool(tensors_alike(a, b))
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_alike(a[key], b[key], tensors_alike) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(_alike(x, y, tensors_alike) for x, y in zip(a, b, strict=True))
+    return bool(a is b or a == b)
