@@ -42,3 +42,13 @@ def test_importing_a_pipeline_says_nothing() -> None:
     lines = [line for line in ran.stderr.splitlines() if "_C_" not in line]  # there is CUDA where these are said
     assert [line for line in lines if "a real one" not in line] == []
     assert "a real one" in ran.stderr
+
+
+def test_our_warnings_are_one_plain_line() -> None:
+    code = (
+        "import warnings; from fewstep.cli import quiet; quiet.quiet()\n"
+        "warnings.warn_explicit('No step was reused.', RuntimeWarning, str(quiet.PACKAGE / 'cli' / 'generate.py'), 1)\n"
+        "warnings.warn_explicit('theirs', UserWarning, '/elsewhere/lib.py', 7)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stderr == "warning: No step was reused.\n/elsewhere/lib.py:7: UserWarning: theirs\n"

@@ -37,7 +37,15 @@ def test_facts_as_json_are_an_object(capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "–"), (True, "yes"), (0.123456, "0.1235"), (1234.5, "1234"), ({"a": 1, "b": [2.0]}, "a 1, b 2"), (7, "7")],
+    [
+        (None, "–"),
+        ((), "–"),
+        (True, "yes"),
+        (0.123456, "0.1235"),
+        (1234.5, "1234"),
+        ({"a": 1, "b": [2.0]}, "a 1, b 2"),
+        (7, "7"),
+    ],
 )
 def test_cells(value: object, text: str) -> None:
     assert show.cell(value) == text

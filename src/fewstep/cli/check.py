@@ -1,10 +1,14 @@
-"""Checks of what a user typed, before anything heavy is imported."""
+"""Checks of what a user typed, the quick ones before anything heavy is imported."""
 
 from __future__ import annotations
 
 import unicodedata
+from typing import TYPE_CHECKING
 
-from fewstep.errors import InputError, MachineError, bad_value
+from fewstep.errors import InputError, MachineError, RecipeError, bad_value
+
+if TYPE_CHECKING:
+    from fewstep.recipe import Recipe
 
 
 def at_least(least: int, value: int | None, option: str, command: str) -> None:
@@ -41,3 +45,20 @@ def device_here(given: str | None) -> str:
         known = " and ".join(sorted({"cpu", best}))
         raise MachineError(f"This machine has no device {given!r}; it has {known}.")
     return given or best
+
+
+def recipe_of(source: str | None) -> Recipe:
+    """The recipe in a file or of a ready-made name; an empty one where none was asked for.
+
+    Raises:
+        InputError: no such file, or not YAML or JSON.
+        RecipeError: what is wrong in it, each problem with the source before it.
+    """
+    from fewstep.recipe import Recipe
+
+    if source is None:
+        return Recipe()
+    try:
+        return Recipe.load(source)
+    except RecipeError as error:
+        raise RecipeError(*(f"{source}: {problem}" for problem in error.problems)) from None

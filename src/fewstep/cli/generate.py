@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli.check import at_least, prompt_text
-from fewstep.cli.show import AsJson, print_facts, working
+from fewstep.cli.check import at_least, prompt_text, recipe_of
+from fewstep.cli.show import RECIPE_HELP, AsJson, print_facts, working
 from fewstep.errors import InputError, bad_value
 from fewstep.files import replacing
 
@@ -23,9 +23,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 def generate(
     model: Annotated[str, typer.Argument(help="A zoo model (zoo:shapes), a diffusers pipeline folder, or a hub id.")],
     prompt: Annotated[str, typer.Argument(help="What the picture shall show, in words.")],
-    recipe: Annotated[
-        Path | None, typer.Option("--recipe", "-r", help="The tricks to use: a YAML or JSON file.")
-    ] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help=RECIPE_HELP)] = None,
     steps: Annotated[
         int | None, typer.Option(help="Denoising steps; without it, as many as the model is made for.")
     ] = None,
@@ -46,15 +44,14 @@ def generate(
     print_facts(facts, as_json=as_json)
 
 
-def _draw(model: str, prompt: str, recipe: Path | None, steps: int | None, seed: int, out: Path) -> dict[str, Any]:
+def _draw(model: str, prompt: str, recipe: str | None, steps: int | None, seed: int, out: Path) -> dict[str, Any]:
     import torch
 
     from fewstep.accelerate import accelerate
     from fewstep.machine import Machine
     from fewstep.models.load import load
-    from fewstep.recipe import Recipe
 
-    plan = Recipe.load(recipe) if recipe else Recipe(())  # a bad recipe is told before a large model loads
+    plan = recipe_of(recipe)  # first: a bad recipe is told before a large model loads
     fast = accelerate(load(model).to(Machine.detect().device), plan)
     call: dict[str, Any] = {"prompt": prompt, "generator": torch.Generator("cpu").manual_seed(seed)}
     if steps is not None:

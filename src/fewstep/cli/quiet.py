@@ -1,13 +1,18 @@
 """Keeps known, harmless chatter of third-party packages off the terminal, and nothing else.
 
-Our own warnings and every other message of these packages still come through.
+Every other message of these packages still comes through, and our own warnings do, as one plain line each.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,23 @@ CHATTER = (
 
 
 def quiet() -> None:
-    """Drop the chatter from now on, in this process."""
+    """Drop the chatter from now on, in this process, and say our warnings without the line of code they come from."""
     for chatter in CHATTER:
         logging.getLogger(chatter.logger).addFilter(chatter)  # adding it twice is adding it once
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    ours = Path(filename).is_relative_to(PACKAGE)
+    text = f"warning: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno, line)
+    (file or sys.stderr).write(text)
 
 
 def _torch_has_cuda() -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli.show import AsJson, note, print_json, print_rows, working
+from fewstep.cli.check import recipe_of
+from fewstep.cli.show import RECIPE_HELP, AsJson, note, print_json, print_rows, working
 from fewstep.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -19,45 +19,50 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="See and check recipes: which tricks to use, with which settings.",
 )
-File = Annotated[Path, typer.Argument(help="A recipe: a YAML or JSON file.", metavar="FILE")]
+Source = Annotated[str, typer.Argument(help=RECIPE_HELP, metavar="RECIPE")]
 
 
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
-    """List the tricks that a recipe may name, with their fields and what those are without a word.
+    """List the tricks that a recipe may name, with their fields and defaults, and the ready-made recipes.
 
     **Example:** `fewstep recipe list`
     """
     with working():
+        from fewstep.recipe import Recipe
+        from fewstep.recipes import RECIPES
         from fewstep.techniques import TECHNIQUES
 
-        rows = [{"trick": name, **_about(kind), "fields": _defaults(kind)} for name, kind in TECHNIQUES.items()]
-    print_rows(rows, as_json=as_json)
+        tricks = [{"trick": name, **_about(kind), "fields": _defaults(kind)} for name, kind in TECHNIQUES.items()]
+        ready = [{"recipe": name, **Recipe.load(name).to_dict()} for name in RECIPES]
+    if as_json:
+        print_json({"tricks": tricks, "recipes": ready})
+        return
+    print_rows(tricks, as_json=False, title="Tricks")
+    print_rows(ready, as_json=False, title="Ready-made recipes")
 
 
 @app.command()
-def show(file: File, as_json: AsJson = False) -> None:
+def show(recipe: Source, as_json: AsJson = False) -> None:
     """Show a recipe's tricks in the order in which they are put on.
 
     **Example:** `fewstep recipe show examples/fast.yaml`
     """
     with working():
-        from fewstep.recipe import Recipe
-
-        recipe = Recipe.load(file)
+        plan = recipe_of(recipe)
     if as_json:
-        print_json(recipe.to_dict())
+        print_json(plan.to_dict())
         return
     rows = [
         {"trick": technique.name, **_about(type(technique)), "fields": dataclasses.asdict(technique)}
-        for technique in recipe.ordered()
+        for technique in plan.ordered()
     ]
     print_rows(rows, as_json=False)
 
 
 @app.command()
 def check(
-    file: File,
+    recipe: Source,
     model: Annotated[str, typer.Option("--model", "-m", help="The model that the recipe is for.")] = "zoo:shapes",
     as_json: AsJson = False,
 ) -> None:
@@ -66,26 +71,25 @@ def check(
     **Example:** `fewstep recipe check examples/fast.yaml --model zoo:shapes`
     """
     with working():
-        problems = _problems(file, model)
+        problems = _problems(recipe, model)
     if as_json:
-        print_json({"recipe": str(file), "model": model, "problems": problems})
+        print_json({"recipe": recipe, "model": model, "problems": problems})
         raise typer.Exit(2 if problems else 0)
     if problems:
         raise RecipeError(*problems)
-    note(f"{file} fits {model} on this machine.")
+    note(f"{recipe} fits {model} on this machine.")
 
 
-def _problems(file: Path, model: str) -> list[str]:
+def _problems(source: str, model: str) -> list[str]:
     from fewstep.machine import Machine
     from fewstep.models.load import load
     from fewstep.models.model import Model
-    from fewstep.recipe import Recipe
 
     try:
-        recipe = Recipe.load(file)
+        plan = recipe_of(source)
     except RecipeError as error:
         return list(error.problems)
-    return recipe.problems(Model(load(model)), Machine.detect())
+    return plan.problems(Model(load(model)), Machine.detect())
 
 
 def _about(kind: type[Technique]) -> dict[str, Any]:

@@ -7,14 +7,19 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+if TYPE_CHECKING:
+    from fewstep.bench.report.schema import Report
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
+RECIPE_HELP = "The tricks to use: a YAML or JSON file, or the name of a ready-made recipe."
 Row = Mapping[str, Any]
 
 
@@ -61,9 +66,20 @@ def print_facts(facts: Row, *, as_json: bool, title: str | None = None) -> None:
     Console(highlight=False).print(table)
 
 
+def print_report(report: Report, folder: Path, *, as_json: bool) -> None:
+    """A measurement's table, and where its pictures are; as JSON, all of the report."""
+    from fewstep.bench.report import terminal
+
+    if as_json:
+        print_json(report.model_dump(mode="json"))
+    else:
+        terminal.show(report)
+    note(f"{folder / 'report.html'} has the pictures and the plots, {folder / 'report.json'} the numbers.")
+
+
 def cell(value: Any) -> str:
     """The text of one table cell."""
-    if value is None:
+    if value is None or value in ("", (), [], {}):
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fewstep.cli.check import at_least, device_here
-from fewstep.cli.show import AsJson, note, print_facts, print_rows, working
+from fewstep.cli.check import at_least, device_here, recipe_of
+from fewstep.cli.show import RECIPE_HELP, AsJson, note, print_facts, print_rows, working
 from fewstep.errors import InputError, bad_value
 
 app = typer.Typer(
@@ -43,7 +43,7 @@ def eval_(
     ] = None,
     prompts: Annotated[int, typer.Option(help="How many pictures to draw and judge.")] = 256,
     seed: Annotated[int, typer.Option(help="The same seed gives the same prompts and pictures.")] = 0,
-    recipe: Annotated[Path | None, typer.Option("--recipe", "-r", help="Score it with these tricks on.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help=RECIPE_HELP)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a zoo model: draw pictures for random prompts, and let the task's oracle judge them.
@@ -110,14 +110,13 @@ def _row(info: Any) -> dict[str, Any]:
     return dict(info) if isinstance(info, dict) else dataclasses.asdict(info)
 
 
-def _score(name: str, steps: int | None, prompts: int, seed: int, recipe: Path | None) -> dict[str, Any]:
+def _score(name: str, steps: int | None, prompts: int, seed: int, recipe: str | None) -> dict[str, Any]:
     from fewstep.accelerate import accelerate
     from fewstep.models.load import load
-    from fewstep.recipe import Recipe
     from fewstep.zoo.evaluate import evaluate
     from fewstep.zoo.tasks import task
 
-    plan = Recipe.load(recipe) if recipe else Recipe(())
+    plan = recipe_of(recipe)
     fast = accelerate(load(f"zoo:{name}"), plan)
     call = {} if steps is None else {"num_inference_steps": steps}
     start = time.perf_counter()
