@@ -1,0 +1,1 @@
+"""Methods of distillation, one file each: every one is a `Distiller` of the loop."""

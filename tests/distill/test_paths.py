@@ -1,0 +1,178 @@
+"""Teacher paths on disk: they are the teacher's, resumable, and a damaged one is named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.samplers import dpmpp_2m, flow_times
+from fewstep.diffusion.schedule import Schedule
+from fewstep.distill.data import INDEX, PathSet
+from fewstep.distill.paths import PathSettings, PathTask, make_paths, start_from
+from fewstep.errors import CheckpointError, InputError
+from tests.distill.toys import path_task, teacher
+
+SETTINGS = PathSettings(batch=4, shard=6)
+
+
+def make(folder, samples=14, steps=4, settings=SETTINGS):
+    return make_paths(teacher(), path_task(samples, steps, 8), folder, settings, show=False)
+
+
+def test_states_are_those_of_the_teachers_path(tmp_path):
+    paths = make(tmp_path)
+    batch = paths.read(range(14))
+    assert batch.states.shape == (14, 5, 2)
+    assert batch.times == tuple(flow_times(4))
+    assert batch.cond.tolist() == [i % 3 for i in range(14)]
+    whole = flow_times(8)
+    for k in range(5):  # the solver itself, from the same noise, cut short at each kept time
+        times = whole[: 2 * k + 1]
+        x = dpmpp_2m(teacher(), batch.states[:, 0], times, batch.cond) if k else batch.states[:, 0]
+        torch.testing.assert_close(batch.states[:, k], x)
+
+
+def test_paths_do_not_depend_on_batch_shard_or_interruption(tmp_path, monkeypatch):
+    one = make(tmp_path / "one", settings=PathSettings(batch=14, shard=14)).read(range(14))
+    make(tmp_path / "parts", settings=SETTINGS)
+    index = json.loads((tmp_path / "parts" / INDEX).read_text())
+    for shard in index["shards"][1:]:  # as if it had been killed after the first
+        (tmp_path / "parts" / shard["file"]).unlink()
+    index["shards"] = index["shards"][:1]
+    (tmp_path / "parts" / INDEX).write_text(json.dumps(index))
+    parts = make(tmp_path / "parts").read(range(14))
+    torch.testing.assert_close(parts.states, one.states)
+    assert torch.equal(parts.cond, one.cond)
+
+
+def test_shards_that_are_there_are_not_made_again(tmp_path):
+    make(tmp_path)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shard-*")}
+    make(tmp_path)
+    assert len(times) == 3
+    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("shard-*")}
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"solver": "euler"}, {"shard": 7}])
+def test_paths_made_otherwise_are_refused(tmp_path, change):
+    make(tmp_path)
+    with pytest.raises(InputError, match=f"made with {next(iter(change))} = "):
+        make(tmp_path, settings=replace(SETTINGS, **change))
+
+
+def test_other_steps_or_prompts_are_refused(tmp_path):
+    make(tmp_path)
+    with pytest.raises(InputError, match="made with times = "):
+        make(tmp_path, steps=2)
+    with pytest.raises(InputError, match="made with prompts = 14"):
+        make(tmp_path, samples=15)
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "gone"])
+def test_a_damaged_shard_is_named(tmp_path, damage):
+    paths = make(tmp_path)
+    path = tmp_path / "shard-00001.safetensors"
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(data[:-5])
+    elif damage == "bit":
+        data[-1] ^= 1
+        path.write_bytes(data)
+    else:
+        path.unlink()
+    paths.read([0, 1])  # the shard before is fine
+    with pytest.raises(CheckpointError, match=r"^The shard .*shard-00001.safetensors .*make the paths again") as caught:
+        paths.read([0, 7])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_index_is_named(tmp_path):
+    with pytest.raises(InputError, match="no teacher paths"):
+        PathSet(tmp_path)
+    make(tmp_path)
+    (tmp_path / INDEX).write_text('{"format": 1}')
+    with pytest.raises(CheckpointError, match=r"index .* is damaged"):
+        PathSet(tmp_path)
+
+
+def test_batches_run_through_the_set_once_an_epoch_in_a_repeatable_order(tmp_path):
+    paths = make(tmp_path, samples=12)
+    batch = paths.batches(4, seed=3)
+    epochs = [torch.cat([batch(step).states[:, 0] for step in range(e * 3, e * 3 + 3)]) for e in range(2)]
+    everything = paths.read(range(12)).states[:, 0]
+    for epoch in epochs:
+        assert torch.equal(epoch.sort(dim=0).values, everything.sort(dim=0).values)
+    assert not torch.equal(epochs[0], epochs[1])
+    assert torch.equal(
+        PathSet(tmp_path, torch.zeros(1, dtype=torch.long)).batches(4, seed=3)(4).states, batch(4).states
+    )
+    with pytest.raises(InputError, match="'batch' of training"):
+        paths.batches(0)
+
+
+def test_half_precision_storage_is_close_and_comes_back_as_float32(tmp_path):
+    whole = make(tmp_path / "whole").read(range(14))
+    half = make(tmp_path / "half", settings=replace(SETTINGS, stored="float16")).read(range(14))
+    assert half.states.dtype == torch.float32
+    torch.testing.assert_close(half.states, whole.states, rtol=1e-3, atol=1e-3)
+    assert not torch.equal(half.states, whole.states)
+
+
+@dataclass(frozen=True)
+class Nested:
+    """A condition like a traced pipeline's: rows for each sample, a constant, and a row that all share."""
+
+    branches: dict[str, dict[str, Tensor]]
+
+    def slice(self, indices):
+        chosen = {n: b | {"text": b["text"][list(indices)]} for n, b in self.branches.items()}
+        return Nested(chosen)
+
+
+def test_nested_conditions_are_stored_by_leaf(tmp_path):
+    def condition(prompts):
+        text = torch.stack([torch.full((3,), float(len(p))) for p in prompts])
+        ids = torch.arange(2)
+        return Nested({"cond": {"text": text, "ids": ids}, "uncond": {"text": torch.zeros_like(text), "ids": ids}})
+
+    class Model(torch.nn.Module):
+        def forward(self, x, t, cond):
+            return x * cond.branches["cond"]["text"][:, :2] + cond.branches["uncond"]["text"][:, :2] + 1
+
+    prompts = ["a", "bb", "ccc", "dd", "e"]
+    task = PathTask(prompts, condition, (2,), tuple(flow_times(2)), 1)
+    network = replace(teacher(), module=Model())
+    paths = make_paths(network, task, tmp_path, replace(SETTINGS, batch=2, shard=4), show=False)
+    batch = paths.read([4, 1, 2])
+    assert batch.cond.branches["cond"]["text"][:, 0].tolist() == [1.0, 2.0, 3.0]
+    assert batch.cond.branches["uncond"]["text"].shape == (3, 3)
+    assert batch.cond.branches["cond"]["ids"].tolist() == [0, 1]
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "shard-00000.safetensors", framework="pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a dict
+    assert shapes == {
+        "states": [4, 2, 2],
+        "cond.branches.cond.text": [4, 3],
+        "cond.branches.uncond.text": [1, 3],  # all rows are equal: kept once
+    }
+
+
+def test_the_first_state_has_the_spread_of_x_t():
+    noise = torch.ones(3)
+    assert torch.equal(start_from(Schedule.flow(), noise, 1.0), noise)
+    assert start_from(Schedule.edm(), noise, 80.0)[0] == pytest.approx((80**2 + 1) ** 0.5)
+
+
+def test_bad_tasks_and_settings_are_one_sentence():
+    with pytest.raises(InputError, match="'steps' of the student must be at least 1 and a divisor of the teacher's 8"):
+        path_task(4, 3, 8)
+    with pytest.raises(InputError, match="'prompts' of the teacher's paths"):
+        path_task(0, 4, 8)
+    for field, value in {"solver": "renoise", "batch": 0, "shard": 0, "stored": "int8", "precision": "fp8"}.items():
+        with pytest.raises(InputError, match=f"^The '{field}' of"):
+            replace(SETTINGS, **{field: value})
