@@ -1,0 +1,36 @@
+"""One picture from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from tests.cli.conftest import Fewstep
+
+
+def test_the_same_seed_gives_the_same_picture(fewstep: Fewstep, model: Path, tmp_path: Path) -> None:
+    drawn = []
+    for seed, name in ((1, "a.png"), (1, "b.png"), (2, "c.png")):
+        facts = fewstep("generate", model, "a red ring", "--seed", seed, "-o", tmp_path / name, "--json").json
+        assert facts["picture"] == str(tmp_path / name)
+        assert facts["seconds"] > 0
+        drawn.append(Image.open(tmp_path / name).tobytes())
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert Image.open(tmp_path / "a.png").size == (64, 64)
+
+
+def test_a_recipe_says_what_engaged(fewstep: Fewstep, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "half.yaml").write_text("techniques: [precision]")
+    line = ["generate", model, "a red ring", "--steps", 1, "-o", tmp_path / "a.webp"]
+    facts = fewstep(*line, "--recipe", tmp_path / "half.yaml", "--json").json
+    assert list(facts["engaged"]) == ["precision"]
+    assert facts["engaged"]["precision"]
+    assert fewstep(*line, "--json").json["engaged"] == {}
+
+
+def test_as_a_table(fewstep: Fewstep, model: Path, tmp_path: Path) -> None:
+    ran = fewstep("generate", model, "a red ring", "--steps", 1, "-o", tmp_path / "new folder" / "a.png")
+    assert ran.code == 0
+    assert "seconds" in ran.out
+    assert (tmp_path / "new folder" / "a.png").exists()
