@@ -1,0 +1,74 @@
+"""Writing that never damages what is already there: write beside it, then rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import InputError, MachineError
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """A path beside `path` to write a file or a folder to; takes `path`'s place when the block ends well.
+
+    When the block fails, what was there before stays and the half-written one is deleted.
+
+    Raises:
+        MachineError: the disk is full or the place can't be written to.
+    """
+    path = Path(path)
+    aside: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        yield aside / path.name
+        _swap(aside / path.name, path, aside / "old")
+    except OSError as error:
+        raise MachineError(f"Could not write {path}: {error.strerror or error}. Nothing there was changed.") from error
+    finally:
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _swap(new: Path, place: Path, old: Path) -> None:
+    if place.is_dir():  # a folder can't be renamed over a full one
+        os.rename(place, old)
+        try:
+            os.rename(new, place)
+        except OSError:
+            os.rename(old, place)
+            raise
+    else:
+        os.replace(new, place)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        InputError: no such file, or it is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"There is no file {path}.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} must be a JSON file: {error}.") from None
+    except OSError as error:
+        raise InputError(f"Could not read {path}: {error.strerror or error}.") from None

@@ -1,0 +1,113 @@
+"""The untrained parts of the `shapes` pipeline: a `FluxPipeline` small enough to train on two CPU cores.
+
+64×64 pixels become 16×16×8 latents and, packed 2×2 as Flux does, 64 image tokens; a prompt becomes `PROMPT_TOKENS` text
+tokens (from a small T5 encoder) and one pooled vector (from a small CLIP). Both text encoders are trained together with
+the transformer.
+"""
+
+from __future__ import annotations
+
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from fewstep.zoo.shapes.scenes import IMAGE_SIZE, vocabulary
+
+PROMPT_TOKENS = 32
+PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
+SHIFT = 1.5  # of the sampling times: t' = s·t / (1 + (s − 1)·t)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Words of the task's vocabulary, lower case, punctuation apart, `END` appended."""
+    words = [PAD, END, UNKNOWN, *vocabulary()]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token=UNKNOWN,
+        model_max_length=PROMPT_TOKENS,
+    )
+
+
+def build_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(12, 24, 48),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=8,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        sample_size=IMAGE_SIZE,
+        shift_factor=0.0,
+    )
+
+
+def build_text_encoder(vocab_size: int) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=vocab_size,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            max_position_embeddings=PROMPT_TOKENS,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=1,
+        )
+    )
+
+
+def build_text_encoder_2(vocab_size: int) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=vocab_size,
+            d_model=128,
+            d_kv=32,
+            d_ff=256,
+            num_layers=3,
+            num_heads=4,
+            relative_attention_num_buckets=16,
+            relative_attention_max_distance=PROMPT_TOKENS,
+            dropout_rate=0.0,
+            feed_forward_proj="gated-gelu",
+            pad_token_id=0,
+            eos_token_id=1,
+        )
+    )
+
+
+def build_transformer() -> FluxTransformer2DModel:
+    return FluxTransformer2DModel(
+        in_channels=32,
+        num_layers=1,
+        num_single_layers=6,
+        attention_head_dim=32,
+        num_attention_heads=6,
+        joint_attention_dim=128,
+        pooled_projection_dim=64,
+        axes_dims_rope=(4, 14, 14),
+        guidance_embeds=False,
+    )
+
+
+def build_pipeline() -> FluxPipeline:
+    """The whole pipeline with random weights."""
+    tokenizer = build_tokenizer()
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        vae=build_vae(),
+        text_encoder=build_text_encoder(len(tokenizer)),
+        tokenizer=tokenizer,
+        text_encoder_2=build_text_encoder_2(len(tokenizer)),
+        tokenizer_2=tokenizer,
+        transformer=build_transformer(),
+    )
