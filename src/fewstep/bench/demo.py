@@ -1,0 +1,71 @@
+"""The main job: the embedded model from 50 steps to 4 and to 1, every trick measured alone and in the stack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fewstep.bench import budget
+from fewstep.bench.candidates import Candidate
+from fewstep.bench.publish import publish
+from fewstep.bench.report.schema import Report
+from fewstep.bench.waterfall import Plan
+from fewstep.models.load import load
+from fewstep.zoo.tasks import task
+
+MODEL = "zoo:shapes"
+FOUR_STEPS: dict[str, Any] = {"few_step": {"student": "zoo:shapes-4step"}}
+ONE_STEP: dict[str, Any] = {"few_step": {"student": "zoo:shapes-1step"}}
+PRECISION: dict[str, Any] = {"precision": {"dtype": "bfloat16"}}
+QUANTIZE: dict[str, Any] = {"quantize": {"scheme": "int8-dynamic"}}
+TEACACHE: dict[str, Any] = {"teacache": {"threshold": 0.1}}
+COMPILE: dict[str, Any] = {"compile": {}}
+PROMPT_SEED = 2024
+
+CANDIDATES = (
+    Candidate("baseline", "baseline"),
+    *(
+        Candidate(f"{steps} step{'s' if steps > 1 else ''}", "steps", call={"num_inference_steps": steps})
+        for steps in (25, 10, 4, 1)
+    ),
+    Candidate("4-step student", "alone", recipe=(FOUR_STEPS,)),
+    Candidate("precision", "alone", recipe=(PRECISION,)),
+    Candidate("quantize", "alone", recipe=(QUANTIZE,)),
+    Candidate("teacache", "alone", recipe=(TEACACHE,)),
+    Candidate("compile", "alone", recipe=(COMPILE,)),
+)
+# Compiling comes before quantizing: fused, the quantized layers' scaling costs nothing; unfused it eats the gain.
+GROWTH = (PRECISION, COMPILE, QUANTIZE, TEACACHE)
+
+
+def plan() -> Plan:
+    """The demo as a plan: `MODEL`, the rows above, as many rounds as the budget allows."""
+    shapes = task("shapes")
+    asked = shapes.prompts(budget.BATCH * budget.ROUNDS[1], PROMPT_SEED)
+    return Plan(
+        title="From 50 steps to 4 and to 1",
+        model=MODEL,
+        new_pipe=lambda: load(MODEL),
+        candidates=CANDIDATES,
+        prompts=tuple(prompt for prompt, _ in asked),
+        asks=tuple(ask for _, ask in asked),
+        task=shapes,
+        solver_steps=4,
+        growth=GROWTH,
+        grows_from="4-step student",
+        finals=(("1-step student", (ONE_STEP,)),),
+        batch=budget.BATCH,
+        rounds=budget.ROUNDS,
+        limit_seconds=budget.run_limit(),
+    )
+
+
+def run(out: Path | str = "out/demo", *, show: bool = True) -> Report:
+    """Measure the demo and write its report to the folder `out`, in the place of an older one.
+
+    Progress goes to stderr; with `show` the table is printed. Ctrl-C leaves an older report as it was.
+
+    Raises:
+        FewstepError: the model is damaged, or the report can't be written.
+    """
+    return publish(plan(), out, show=show)
