@@ -56,10 +56,24 @@ def test_rows_see_the_same_prompts_and_noise(kind, new_toy, toys) -> None:
     assert [prompts for prompts, _ in toys[0].calls[-3:]] == [batch.prompts for batch in BATCHES]
 
 
-def test_warm_ups_are_short_unless_steps_matter(new_toy, toys) -> None:
-    run(SideBySide, new_toy, rows=(SHORT,))
-    assert [steps for _, steps in toys[0].calls[:3]] == [2, 2, 20]
-    assert [steps for _, steps in toys[1].calls[:3]] == [2, 2, 2]
+@pytest.mark.parametrize(
+    ("row", "change"),
+    [
+        (BASELINE, {"num_inference_steps": 2}),
+        (Candidate("x", "steps", call={"num_inference_steps": 25}), {"num_inference_steps": 2}),
+        (Candidate("x", "steps", call={"num_inference_steps": 1}), {"num_inference_steps": 1}),
+        (Candidate("x", "alone", recipe=("compile", {"precision": {}})), {"num_inference_steps": 2}),
+        (Candidate("x", "alone", recipe=({"few_step": {"student": "s"}},)), {}),
+        (Candidate("x", "alone", recipe=("teacache",)), {}),  # it would be calibrated on too few steps
+    ],
+)
+def test_warm_ups_are_short_unless_steps_matter(row, change) -> None:
+    assert row.warm_up_call == change
+
+
+def test_a_warm_up_is_two_calls(new_toy, toys) -> None:
+    run(SideBySide, new_toy, rows=())
+    assert [steps for _, steps in toys[0].calls] == [2, 2, 20, 20, 20]
 
 
 def test_no_round_starts_that_would_end_too_late(new_toy) -> None:

@@ -25,7 +25,7 @@ END_SECONDS = 20.0  # the repeat for the noise floor, quality, drawing
 
 DEMO = (
     Line("baseline, and once more for the noise floor", 1, 1.0, warm=0.08 + 1.0),
-    Line("fewer steps: 25, 10, 4, 1", 1, 0.8, warm=1.6),
+    Line("fewer steps: 25, 10, 4, 1", 1, 0.8, warm=0.3),
     Line("three solvers at 4 steps", 3, 0.08, warm=0.16),
     Line("students alone and in the stack", 6, 0.04, warm=0.08 + 0.3),
     Line("precision, quantize alone", 2, 0.9, warm=0.08),

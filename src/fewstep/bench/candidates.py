@@ -39,9 +39,11 @@ class Candidate:
     grows_from: str | None = None
 
     @property
-    def warms_up_short(self) -> bool:
-        """Whether a warm-up may take fewer steps than the row does: not when they are the row's point."""
-        return "num_inference_steps" not in self.call and all(label(t) in STEPLESS for t in self.recipe)
+    def warm_up_call(self) -> dict[str, Any]:
+        """What a warm-up call changes: fewer steps, unless a technique learns from them or brings its own."""
+        if not all(label(technique) in STEPLESS for technique in self.recipe):
+            return {}
+        return {"num_inference_steps": min(WARM_STEPS, self.call.get("num_inference_steps", WARM_STEPS))}
 
 
 def label(technique: Any) -> str:
@@ -88,7 +90,7 @@ class Subject:
 
     def warm_up(self, batch: Batch) -> tuple[float, float]:
         """Seconds of the first call (compilation is in it), then the MB that a call needs: weights and rise."""
-        short = {"num_inference_steps": WARM_STEPS} if self.candidate.warms_up_short else {}
+        short = self.candidate.warm_up_call
         start = time.perf_counter()
         self.generate(batch, **short)
         seconds = time.perf_counter() - start

@@ -38,10 +38,10 @@ CANDIDATES = (
 GROWTH = (PRECISION, COMPILE, QUANTIZE, TEACACHE)
 
 
-def plan() -> Plan:
-    """The demo as a plan: `MODEL`, the rows above, as many rounds as the budget allows."""
+def plan(*, rounds: tuple[int, int] = budget.ROUNDS, limit_seconds: float | None = None) -> Plan:
+    """The demo as a plan: `MODEL`, the rows above, as many rounds as the budget, or `limit_seconds`, allows."""
     shapes = task("shapes")
-    asked = shapes.prompts(budget.BATCH * budget.ROUNDS[1], PROMPT_SEED)
+    asked = shapes.prompts(budget.BATCH * rounds[1], PROMPT_SEED)
     return Plan(
         title="From 50 steps to 4 and to 1",
         model=MODEL,
@@ -55,8 +55,8 @@ def plan() -> Plan:
         grows_from="4-step student",
         finals=(("1-step student", (ONE_STEP,)),),
         batch=budget.BATCH,
-        rounds=budget.ROUNDS,
-        limit_seconds=budget.run_limit(),
+        rounds=rounds,
+        limit_seconds=budget.run_limit() if limit_seconds is None else limit_seconds,
     )
 
 
