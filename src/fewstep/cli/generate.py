@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli.check import at_least, prompt_text, recipe_of
+from fewstep.cli.check import at_least, device_here, prompt_text, recipe_of
 from fewstep.cli.show import RECIPE_HELP, AsJson, print_facts, working
 from fewstep.errors import InputError, bad_value
 from fewstep.files import replacing
@@ -48,11 +48,10 @@ def _draw(model: str, prompt: str, recipe: str | None, steps: int | None, seed: 
     import torch
 
     from fewstep.accelerate import accelerate
-    from fewstep.machine import Machine
     from fewstep.models.load import load
 
     plan = recipe_of(recipe)  # first: a bad recipe is told before a large model loads
-    fast = accelerate(load(model).to(Machine.detect().device), plan)
+    fast = accelerate(load(model).to(device_here(None)), plan)
     call: dict[str, Any] = {"prompt": prompt, "generator": torch.Generator("cpu").manual_seed(seed)}
     if steps is not None:
         call["num_inference_steps"] = steps

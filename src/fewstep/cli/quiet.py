@@ -31,6 +31,7 @@ class Chatter(logging.Filter):
 CHATTER = (
     # torchao's wheel holds CUDA libraries, which can't load beside a torch without CUDA.
     Chatter("torchao", "Failed to load ", only_without_cuda=True),
+    Chatter("torchao.kernel.intmm", "Warning: Detected no triton", only_without_cuda=True),
     # torchao marks enums in a way that torch now does by itself.
     Chatter("torch.utils._pytree", "%s is an Enum subclass and is now natively supported"),
     # diffusers lists classes that torchao has dropped; they only matter for pickled checkpoints, which fewstep refuses.

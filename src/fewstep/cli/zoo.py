@@ -117,7 +117,7 @@ def _score(name: str, steps: int | None, prompts: int, seed: int, recipe: str | 
     from fewstep.zoo.tasks import task
 
     plan = recipe_of(recipe)
-    fast = accelerate(load(f"zoo:{name}"), plan)
+    fast = accelerate(load(f"zoo:{name}").to(device_here(None)), plan)
     call = {} if steps is None else {"num_inference_steps": steps}
     start = time.perf_counter()
     quality = evaluate(fast, task(name.split("-")[0]), prompts=prompts, seed=seed, **call)

@@ -1,0 +1,51 @@
+"""A distillation from the command line: what it needs, and a run of a few steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fewstep.cli.distill import _job
+from tests.cli.conftest import Fewstep
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a red ring\na blue square\n")
+    return path
+
+
+def test_options_go_before_the_configuration(tmp_path: Path, prompts: Path) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_text(f"teacher: zoo:shapes\nprompts: {prompts}\nout: {tmp_path}\nsteps: 2\nrate: 1e-3\n")
+    job = _job({"steps": 1}, config)
+    assert (job.steps, job.rate, job.teacher) == (1, 1e-3, "zoo:shapes")
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ([], "TEACHER"),
+        (["zoo:shapes"], "--prompts"),
+        (["zoo:shapes", "--prompts", "p.txt"], "--out"),
+        (["zoo:shapes", "--prompts", "p.txt", "--out", "o", "--steps", 0], "--steps"),
+        (["zoo:shapes", "--prompts", "p.txt", "--out", "o", "--method", "magic"], "magic"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_named(fewstep: Fewstep, line: list[object], named: str) -> None:
+    assert named in fewstep("distill", *line).refusal
+
+
+def test_a_run_of_a_few_steps(fewstep: Fewstep, model: Path, tmp_path: Path, prompts: Path) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_text("teacher_steps: 2\nbatch: 2\nsamples: 4\nwarmup: 0\n")
+    config.write_text(config.read_text() + f"prompts: {prompts}\nout: {tmp_path / 'run'}\n")
+    ran = fewstep("distill", model, "--config", config, "--steps", 1, "--iterations", 2)
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "run" / "student" / "model_index.json").exists()
+    picture = tmp_path / "a.png"
+    assert fewstep("generate", tmp_path / "run" / "student", "a red ring", "-o", picture).code == 0
+    assert picture.exists()

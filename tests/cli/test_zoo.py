@@ -1,0 +1,68 @@
+"""The zoo from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Fewstep
+
+
+def test_the_models_are_listed(fewstep: Fewstep) -> None:
+    names = [row["name"] for row in fewstep("zoo", "list", "--json").json]
+    assert "shapes" in names
+    table = fewstep("zoo", "list").out
+    assert all(name in table for name in names)
+
+
+def test_a_score_has_the_three_figures(fewstep: Fewstep) -> None:
+    line = ["zoo", "eval", "shapes", "--steps", 1, "--prompts", 4, "--json"]
+    score = fewstep(*line).json
+    assert 0 <= score["prompt_accuracy"] <= 1
+    assert score["frechet"] > 0
+    assert score["diversity"] >= 0
+    assert (score["name"], score["steps"], score["prompts"]) == ("shapes", 1, 4)
+    again = fewstep(*line).json
+    assert {**again, "seconds": 0} == {**score, "seconds": 0}
+
+
+def test_an_exported_model_is_a_plain_pipeline(fewstep: Fewstep, tmp_path: Path) -> None:
+    from diffusers import DiffusionPipeline
+
+    assert fewstep("zoo", "export", "shapes", tmp_path / "shapes").code == 0
+    assert type(DiffusionPipeline.from_pretrained(tmp_path / "shapes")).__name__ == "FluxPipeline"
+
+
+@pytest.mark.parametrize("command", [["eval"], ["export"], ["train", "--out"]])
+def test_a_model_that_the_zoo_has_not(fewstep: Fewstep, tmp_path: Path, command: list[str]) -> None:
+    place = [] if command == ["eval"] else [tmp_path / "x"]
+    line = ["zoo", command[0], "unicorn", *command[1:], *place]
+    assert "unicorn" in fewstep(*line).refusal
+
+
+@pytest.mark.parametrize(("option", "value"), [("--steps", 0), ("--prompts", 1), ("--steps", -3)])
+def test_counts_must_be_counts(fewstep: Fewstep, option: str, value: int) -> None:
+    assert f"'{option}'" in fewstep("zoo", "eval", "shapes", option, value).refusal
+
+
+def test_training_takes_the_shipped_settings_unless_told(
+    fewstep: Fewstep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fewstep.zoo.shapes import train
+
+    runs: list[tuple[Any, ...]] = []
+
+    def remember(*given: Any) -> Path:
+        runs.append(given)
+        return tmp_path / "pipeline"
+
+    monkeypatch.setattr(train, "train", remember)
+    assert fewstep("zoo", "train", "shapes", "--out", tmp_path, "--device", "cpu").code == 0
+    assert fewstep("zoo", "train", "zoo:shapes", "--out", tmp_path, "--device", "cpu", "--scenes", 8).code == 0
+    assert runs == [(tmp_path, train.Settings(), "cpu"), (tmp_path, train.Settings(scenes=8), "cpu")]
+
+
+def test_training_needs_a_device_that_is_there(fewstep: Fewstep, tmp_path: Path) -> None:
+    assert "no device 'abacus'" in fewstep("zoo", "train", "shapes", "--out", tmp_path, "--device", "abacus").refusal
