@@ -122,8 +122,10 @@ def _entries(source: Any) -> Any:
 def _read(path: str | Path) -> Any:
     place = Path(path)
     if place.suffix not in FILES:
-        known = _closest(str(path), [*RECIPES, *TECHNIQUES])
-        raise RecipeError(f"There is no recipe {str(path)!r}{known}; a recipe's file ends in {', '.join(FILES)}.")
+        near = _closest(str(path), [*RECIPES, *TECHNIQUES])
+        raise RecipeError(
+            f"A recipe's file ends in {', '.join(FILES)}, and no ready-made recipe is {str(path)!r}{near}"
+        )
     if place.suffix == ".json":
         return read_json(place)
     try:
@@ -156,12 +158,12 @@ def _technique(entry: Any) -> Technique:
     name, given = _named(entry)
     technique = TECHNIQUES.get(name)
     if technique is None:
-        raise RecipeError(f"There is no technique {name!r}{_closest(name, list(TECHNIQUES))}.")
+        raise RecipeError(f"There is no technique {name!r}{_closest(name, list(TECHNIQUES))}")
     known = [field.name for field in fields(technique)]
     unknown = [field for field in given if field not in known]
     if unknown:
         raise RecipeError(
-            *(f"The technique {name!r} has no field {field!r}{_closest(field, known)}." for field in unknown)
+            *(f"The technique {name!r} has no field {field!r}{_closest(field, known)}" for field in unknown)
         )
     return technique(**{field: tuple(value) if isinstance(value, list) else value for field, value in given.items()})
 
@@ -179,6 +181,6 @@ def _named(entry: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _closest(name: str, known: list[str]) -> str:
-    """*: did you mean 'compile'?*, or the whole list where nothing is near."""
+    """The end of a sentence: *: did you mean 'compile'?*, or the whole list where nothing is near."""
     near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
-    return f": did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}" if known else ""
+    return f": did you mean {near[0]!r}?" if near else f"; there is {', '.join(known) or 'none'}."

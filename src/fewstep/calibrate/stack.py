@@ -79,6 +79,13 @@ class BlockList:
         return found
 
 
+def takes_apart(output: Any, places: Outputs) -> bool:
+    """Whether a block's output has a tensor where its hidden stream should be."""
+    if places.hidden is None:
+        return isinstance(output, Tensor)
+    return isinstance(output, tuple) and len(output) > places.hidden and isinstance(output[places.hidden], Tensor)
+
+
 def unpack(output: Any, places: Outputs) -> Streams:
     """The token streams in what a block returned; a stream that ends there (None) is left out."""
     if places.hidden is None:
@@ -109,8 +116,9 @@ class StackWatch:
         self._clock = Clock(model.pipe)
         self._branches: dict[str, Branches[Any]] = {}
         self._signals: dict[str, Signal] = {}
+        self.unknown: set[str] = set()  # classes of blocks that return what nothing here can take apart: never skipped
         self._hooks = [
-            Hook(module, partial(self._call, name, lists))
+            Hook(module, partial(self._call, name, lists, inspect.signature(module.forward)))
             for name, module in model.denoisers.items()
             if (lists := block_lists(model, name))
         ]
@@ -130,9 +138,17 @@ class StackWatch:
         self._clock.forget()
         self._branches = {}
 
-    def _call(self, name: str, lists: list[BlockList], forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(forward).bind_partial(*args, **kwargs).arguments
-        step = self._clock.read(next(given[time] for time in TIME_NAMES if time in given))
+    def _call(
+        self,
+        name: str,
+        lists: list[BlockList],
+        signature: inspect.Signature,
+        forward: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        given = signature.bind_partial(*args, **kwargs).arguments
+        step = self._clock.read(next((given[time] for time in TIME_NAMES if time in given), 0.0))
         if self._clock.began:
             self._branches = {}
         branches = self._branches.setdefault(name, Branches())
@@ -143,7 +159,7 @@ class StackWatch:
                 for index, module in enumerate(blocks.modules):
                     gates.enter_context(wrapped(module, partial(self._gate, visit, branch.state, blocks, index)))
             output = forward(*args, **kwargs)
-        if visit.reused is None and visit.residuals:
+        if visit.reused is None and len(visit.residuals) == len(lists):
             self._policy.computed(visit, branch.state)
         return output
 
@@ -168,7 +184,9 @@ class StackWatch:
         if visit.reused is not None:
             return pack(_added(visit.inputs[blocks.path], visit.reused[blocks.path]) if last else streams, places)
         output = forward(*args, **kwargs)
-        if last:
+        if last and not takes_apart(output, places):
+            self.unknown.add(type(blocks.modules[index]).__name__)
+        elif last:
             left = unpack(output, places)
             visit.residuals[blocks.path] = _difference(left, visit.inputs[blocks.path])
             visit.output = left["hidden"]

@@ -31,8 +31,21 @@ class Part:
     skipped: str | None
 
 
+def float32_names(module: nn.Module, dtype: torch.dtype) -> set[str]:
+    """Names of the parts that the model's own code wants in float32 when the rest is in `dtype`.
+
+    In transformers `_keep_in_fp32_modules` is about float16 alone, and the strict list about both; diffusers has one
+    list.
+    """
+    names = set(getattr(module, "_keep_in_fp32_modules", None) or ())
+    strict = getattr(module, "_keep_in_fp32_modules_strict", None)
+    if strict is None:
+        return names
+    return set(strict) | (names if dtype == torch.float16 else set())
+
+
 def stays_float32(path: str, kept: Iterable[str]) -> bool:
-    """Whether the tensor at `path` is one that the model's own code wants in float32 (`_keep_in_fp32_modules`)."""
+    """Whether the tensor at `path` belongs to a part of one of these names."""
     return any(part in path.split(".") for part in kept)
 
 
@@ -42,8 +55,10 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, list | tuple) and type(value) in (list, tuple):
         return type(value)(cast(item, dtype) for item in value)
-    if isinstance(value, dict):
-        for key, item in value.items():  # in place: model outputs are dicts of their own classes
+    if type(value) is dict:
+        return {key: cast(item, dtype) for key, item in value.items()}
+    if isinstance(value, dict):  # a model's output, of a class of its own, which no one else holds yet
+        for key, item in value.items():
             value[key] = cast(item, dtype)
     return value
 
@@ -128,7 +143,7 @@ class Precision(Technique):
 
 def _cast_weights(module: nn.Module, dtype: torch.dtype, steps: list[Callable[[], None]]) -> int:
     """Cast float32 parameters and buffers, and note how to put the very tensors back. Returns how many stay float32."""
-    kept, names = 0, getattr(module, "_keep_in_fp32_modules", None) or ()
+    kept, names = 0, float32_names(module, dtype)
     for path, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.dtype != torch.float32:
             continue

@@ -27,6 +27,8 @@ from fewstep.machine import Machine
 from fewstep.models.model import Model
 from fewstep.techniques.base import Engaged, Stage, Technique
 
+COMPUTED, REUSED = "#", "."  # one sign a step in `facts["last_request"]`
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -73,25 +75,17 @@ class Skipper:
         forecast = curve(moved) if known and curve is not None else math.inf
         verdict = gate(state.accumulated, forecast, self.threshold, must_compute=not known or visit.step.at_an_end)
         state.accumulated = verdict.accumulated
-        self._count(visit, forecast, verdict)
+        self._count(visit, verdict.reuse)
         return state.residuals if verdict.reuse else None
 
     def computed(self, visit: Visit, state: Memory) -> None:
         state.residuals = visit.residuals
 
-    def _count(self, visit: Visit, forecast: float, verdict: Gate) -> None:
-        self.facts["calls_reused" if verdict.reuse else "calls_computed"] += 1
-        self.facts["last_request"].append(
-            {
-                "denoiser": visit.denoiser,
-                "branch": visit.branch,
-                "step": visit.step.index,
-                "sigma": None if math.isnan(visit.step.sigma) else visit.step.sigma,
-                "forecast": forecast if math.isfinite(forecast) else None,
-                "accumulated": verdict.accumulated,
-                "reused": verdict.reuse,
-            }
-        )
+    def _count(self, visit: Visit, reused: bool) -> None:
+        self.facts["steps_reused" if reused else "steps_computed"] += 1
+        branch = f"{visit.denoiser} branch {visit.branch}"
+        picture = self.facts["last_request"]
+        picture[branch] = picture.get(branch, "") + (REUSED if reused else COMPUTED)
 
 
 @dataclass(frozen=True)
@@ -136,10 +130,10 @@ class TeaCache(Technique):
 
     def apply(self, model: Model, machine: Machine) -> Engaged:
         facts: dict[str, Any] = {
-            "calls_computed": 0,
-            "calls_reused": 0,
+            "steps_computed": 0,
+            "steps_reused": 0,
             "calibration": "not made yet",
-            "last_request": [],
+            "last_request": {},
         }
         skipper = Skipper(self.threshold, facts)
         watch = StackWatch(model, skipper).install()
@@ -147,8 +141,7 @@ class TeaCache(Technique):
 
         def before_call(call: Mapping[str, Any]) -> None:
             tuner.prepare(call)
-            watch.forget()
-            facts["last_request"] = []
+            facts["last_request"] = {}
 
         return Engaged(
             self.name, facts, watch.remove, before_call=before_call, reset=watch.forget, warnings=tuner.warnings
@@ -182,7 +175,10 @@ class Tuner:
                 f"TeaCache computed every step: {self._path} was made on something else, {what}. "
                 "Delete the file to make it anew at the next call."
             ]
-        if facts["last_request"] and not any(row["reused"] for row in facts["last_request"]):
+        if self._watch.unknown:
+            kinds = ", ".join(sorted(self._watch.unknown))
+            return [f"TeaCache computed every step: models/families.py does not say what a {kinds} returns."]
+        if facts["last_request"] and not any(REUSED in steps for steps in facts["last_request"].values()):
             return [
                 f"TeaCache reused no step at threshold {self._skipper.threshold}: a higher one, or more steps, would."
             ]
