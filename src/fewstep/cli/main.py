@@ -81,9 +81,10 @@ def _refuse(message: str) -> int:
 
 
 def _disk_is_full(error: BaseException) -> bool:
-    """Also where a library wrapped the system's error in its own, as safetensors does."""
+    """Also where a library says it in an error of its own, as safetensors and torch.save (its "unexpected pos") do."""
     return any(
-        (isinstance(cause, OSError) and cause.errno == errno.ENOSPC) or "No space left on device" in str(cause)
+        (isinstance(cause, OSError) and cause.errno == errno.ENOSPC)
+        or any(words in str(cause) for words in ("No space left on device", "unexpected pos"))
         for cause in _causes(error)
     )
 
