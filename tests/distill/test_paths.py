@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from safetensors import safe_open
 
 from fewstep.diffusion.samplers import dpmpp_2m, flow_times
 from fewstep.diffusion.schedule import Schedule
 from fewstep.distill.data import INDEX, PathSet
 from fewstep.distill.paths import PathSettings, PathTask, make_paths, start_from
 from fewstep.errors import CheckpointError, InputError
+from fewstep.models.tracing.cond import LIST, Cond
+from fewstep.models.tracing.leaves import same
 from tests.distill.toys import path_task, teacher
 
 SETTINGS = PathSettings(batch=4, shard=6)
@@ -34,6 +36,18 @@ def test_states_are_those_of_the_teachers_path(tmp_path):
         times = whole[: 2 * k + 1]
         x = dpmpp_2m(teacher(), batch.states[:, 0], times, batch.cond) if k else batch.states[:, 0]
         torch.testing.assert_close(batch.states[:, k], x)
+
+
+def test_a_path_holds_those_of_fewer_steps(tmp_path):
+    whole = make(tmp_path)
+    template = torch.zeros(1, dtype=torch.long)
+    half, one = (PathSet(tmp_path, template, steps).read(range(14)) for steps in (2, 1))
+    assert half.times == tuple(flow_times(2))
+    assert one.times == (1.0, 0.0)
+    assert torch.equal(half.states, whole.read(range(14)).states[:, ::2])
+    assert torch.equal(one.states, whole.read(range(14)).states[:, ::4])
+    with pytest.raises(InputError, match="'steps' of the student must be a divisor of the paths' 4"):
+        PathSet(tmp_path, template, 3)
 
 
 def test_paths_do_not_depend_on_batch_shard_or_interruption(tmp_path, monkeypatch):
@@ -122,22 +136,15 @@ def test_half_precision_storage_is_close_and_comes_back_as_float32(tmp_path):
     assert not torch.equal(half.states, whole.states)
 
 
-@dataclass(frozen=True)
-class Nested:
-    """A condition like a traced pipeline's: rows for each sample, a constant, and a row that all share."""
+def test_traced_conditions_are_stored_by_argument(tmp_path):
+    axes = {("text",): 0, ("layers",): 1, ("each",): LIST}
 
-    branches: dict[str, dict[str, Tensor]]
-
-    def slice(self, indices):
-        chosen = {n: b | {"text": b["text"][list(indices)]} for n, b in self.branches.items()}
-        return Nested(chosen)
-
-
-def test_nested_conditions_are_stored_by_leaf(tmp_path):
     def condition(prompts):
-        text = torch.stack([torch.full((3,), float(len(p))) for p in prompts])
-        ids = torch.arange(2)
-        return Nested({"cond": {"text": text, "ids": ids}, "uncond": {"text": torch.zeros_like(text), "ids": ids}})
+        lengths = torch.tensor([float(len(p)) for p in prompts])
+        text, ids = lengths[:, None].expand(-1, 3), torch.arange(2)
+        cond = {"text": text, "ids": ids, "layers": text.expand(2, -1, 3), "each": list(text)}
+        uncond = {"text": text * 0, "ids": ids, "layers": (text * 0).expand(2, -1, 3), "each": list(text * 0)}
+        return Cond({"cond": cond, "uncond": uncond}, axes, len(prompts))
 
     class Model(torch.nn.Module):
         def forward(self, x, t, cond):
@@ -147,19 +154,13 @@ def test_nested_conditions_are_stored_by_leaf(tmp_path):
     task = PathTask(prompts, condition, (2,), tuple(flow_times(2)), 1)
     network = replace(teacher(), module=Model())
     paths = make_paths(network, task, tmp_path, replace(SETTINGS, batch=2, shard=4), show=False)
-    batch = paths.read([4, 1, 2])
-    assert batch.cond.branches["cond"]["text"][:, 0].tolist() == [1.0, 2.0, 3.0]
-    assert batch.cond.branches["uncond"]["text"].shape == (3, 3)
-    assert batch.cond.branches["cond"]["ids"].tolist() == [0, 1]
-    from safetensors import safe_open
-
+    chosen = [4, 1, 2]
+    batch, wanted = paths.read(chosen), condition([prompts[i] for i in chosen])
+    assert same(batch.cond.branches, wanted.branches)
+    assert (batch.cond.axes, batch.cond.batch) == (axes, 3)
     with safe_open(tmp_path / "shard-00000.safetensors", framework="pt") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a dict
-    assert shapes == {
-        "states": [4, 2, 2],
-        "cond.branches.cond.text": [4, 3],
-        "cond.branches.uncond.text": [1, 3],  # all rows are equal: kept once
-    }
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys() if "text" in name}  # noqa: SIM118
+    assert shapes == {"cond.cond.text": [4, 3], "cond.uncond.text": [1, 3]}  # rows that are all equal are kept once
 
 
 def test_the_first_state_has_the_spread_of_x_t():

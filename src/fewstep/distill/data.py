@@ -28,7 +28,7 @@ from fewstep.files import read_json, write_json
 FORMAT = 1
 INDEX = "paths.json"
 STATES = "states"
-CONDITION = "cond"
+CONDITION = "cond."
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,21 @@ class PathBatch:
 class PathSet:
     """A folder of teacher paths, open for reading. A shard's checksum is checked when it is first used.
 
-    `template` is any condition of the kind that was stored: what is not a row of a sample is taken from it.
+    `template` is a condition of the kind that was stored: what is not a row of a sample is taken from it. `steps` takes
+    fewer of the stored times: a path of 4 steps holds those of 2 and of 1.
 
     Raises:
-        InputError: there are no paths in the folder.
+        InputError: there are no paths in the folder, or `steps` does not divide theirs.
         CheckpointError: the index, or later a shard, is damaged.
     """
 
-    def __init__(self, folder: Path | str, template: Any = None) -> None:
+    def __init__(self, folder: Path | str, template: Any = None, steps: int | None = None) -> None:
         self.folder, self.template = Path(folder), template
         self.index = Index.read(self.folder)
+        stored = len(self.index.times) - 1
+        if steps is not None and (steps < 1 or stored % steps):
+            raise InputError(bad_value("steps", "the student", f"a divisor of the paths' {stored}", steps))
+        self._stride = stored // (steps or stored)
         self._open: dict[int, Mapping[str, Tensor]] = {}
         self._starts = [0]
         for shard in self.index.shards:
@@ -103,7 +108,7 @@ class PathSet:
 
     @property
     def times(self) -> tuple[float, ...]:
-        return self.index.times
+        return self.index.times[:: self._stride]
 
     def batches(self, size: int, seed: int = 0, device: torch.device | str = "cpu") -> Callable[[int], PathBatch]:
         """Step -> its batch of `size`: the set in a new random order each epoch, the same for the same step and seed.
@@ -124,14 +129,11 @@ class PathSet:
     def read(self, samples: Sequence[int], device: torch.device | str = "cpu") -> PathBatch:
         """These paths, in this order."""
         places = [(bisect_right(self._starts, sample) - 1, sample) for sample in samples]
-        rows = [self._row(self._shard(shard), sample - self._starts[shard]) for shard, sample in places]
-        tensors = {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
-        states = tensors.pop(STATES).float()
-        template = conditions.take(self.template, [0] * len(samples))
-        like = conditions.leaves(template)
-        cond = {name.removeprefix(CONDITION): value for name, value in tensors.items()}
-        cond = {path: value.to(like[path].dtype) for path, value in cond.items()}
-        return PathBatch(states, self.times, conditions.rebuild(template, cond))
+        read = [self._row(self._shard(shard), sample - self._starts[shard]) for shard, sample in places]
+        tensors = {name: torch.stack([row[name] for row in read]).to(device) for name in read[0]}
+        states = tensors.pop(STATES)[:, :: self._stride].float()
+        rows = {name.removeprefix(CONDITION): value for name, value in tensors.items()}
+        return PathBatch(states, self.times, conditions.rebuild(self.template, rows))
 
     @staticmethod
     def _row(tensors: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:

@@ -133,7 +133,7 @@ def make_paths(
             shard = Shard(name, checksum(folder / name), len(samples))
             index = replace(index, shards=(*index.shards, shard))
             index.write(folder)
-    return PathSet(folder, task.condition(task.prompts[:1]))
+    return PathSet(folder, conditions.template_of(task.condition, task.prompts))
 
 
 def _started(folder: Path, task: PathTask, settings: PathSettings) -> Index:
@@ -181,14 +181,14 @@ def _run(
 @torch.no_grad()
 def _run_batch(teacher: Swappable, task: PathTask, samples: range, settings: PathSettings) -> dict[str, Tensor]:
     device = device_of(teacher.module)
-    cond = task.condition(task.prompts[samples.start : samples.stop])
+    cond, rows = conditions.of(task.condition, task.prompts[samples.start : samples.stop])
     noise = torch.stack([torch.randn(task.shape, generator=generator(settings.seed, "noise", i)) for i in samples])
     recorder = _Recorder(teacher, task.kept[:-1])
     with autocast(device, settings.precision):
         x = start_from(teacher.schedule, noise.to(device), task.times[0])
         x0 = sampler(settings.solver)(recorder, x, task.times, cond)
     states = torch.stack([*(recorder.states[t] for t in task.kept[:-1]), x0], dim=1)
-    tensors = {STATES: states, **{CONDITION + path: value for path, value in conditions.batched(cond).items()}}
+    tensors = {STATES: states, **{CONDITION + name: value for name, value in rows.items()}}
     stored = torch.float16 if settings.stored == "float16" else torch.float32
     return {
         name: (value.to(stored) if value.is_floating_point() else value).cpu().contiguous()

@@ -18,8 +18,8 @@ class Swappable(Denoiser, Protocol):
     @property
     def module(self) -> nn.Module: ...
 
-    def with_module(self, module: nn.Module, guided: bool = True) -> Swappable:
-        """The same denoiser over other weights; `guided=False`: one call, as the guidance was distilled into them."""
+    def with_module(self, module: nn.Module, guided: bool = False) -> Swappable:
+        """The same denoiser over other weights; without `guided` one call a step, as theirs is inside."""
         ...
 
 
@@ -35,7 +35,7 @@ class Network:
         prediction: Tensor = self.module(x_t, times, cond)
         return prediction
 
-    def with_module(self, module: nn.Module, guided: bool = True) -> Network:
+    def with_module(self, module: nn.Module, guided: bool = False) -> Network:
         """The same over other weights; it has no guidance either way."""
         return replace(self, module=module)
 

@@ -1,0 +1,141 @@
+"""A student as a plain diffusers pipeline: it runs in its few steps with diffusers alone, guidance already inside."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.diffusion.samplers import flow_times
+from fewstep.errors import InputError, bad_value
+from fewstep.files import replacing
+from fewstep.models.hooks import wrapped
+from fewstep.models.manifest import Manifest
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+
+Stored = Literal["float32", "float16", "bfloat16"]
+TOLERANCE = 1e-4  # of times; the schedulers keep them in float32
+
+
+def export(
+    student: nn.Module,
+    pipe: DiffusionPipeline,
+    folder: Path | str,
+    manifest: Manifest,
+    example: Mapping[str, Any],
+    *,
+    component: str = "transformer",
+    share: Path | str | None = None,
+    stored: Stored = "float32",
+) -> Path:
+    """Write the student as a pipeline folder that `DiffusionPipeline.from_pretrained` loads.
+
+    Args:
+        student: the trained module, of the class of the pipeline's `component`.
+        pipe: the teacher; its other parts become the student's, its scheduler is replaced by one whose
+            `num_inference_steps=manifest.steps` gives the times in `manifest.times`.
+        manifest: goes into the folder as `fewstep.json`; `steps` and `times` must be there.
+        example: what the call needs beyond `manifest.call`, like a prompt (one): the pipeline is run once with it, to
+            see that it takes the student's steps and nothing more.
+        share: the teacher's folder: the parts that are the same are not written, the manifest says where they are. Such
+            a folder needs `fewstep.load`; diffusers alone needs them written.
+        stored: dtype of the student's weights on disk. diffusers computes in float32 unless told otherwise.
+
+    Raises:
+        InputError: times that no shift of a flow scheduler gives, or that the pipeline does not use.
+        MachineError: the disk is full; what was in `folder` before is whole.
+    """
+    folder = Path(folder)
+    if manifest.steps is None or manifest.times is None:
+        raise InputError(f"The manifest of the student {manifest.name!r} must have its steps and times.")
+    if stored not in get_args(Stored):
+        raise InputError(bad_value("stored", "export", f"one of {', '.join(get_args(Stored))}", stored))
+    parts = {**pipe.components, component: student.eval(), "scheduler": flow_scheduler(pipe.scheduler, manifest.times)}
+    whole = type(pipe)(**parts)
+    check_steps(whole, component, manifest, example)
+    shares = _shares(whole, {component, "scheduler"}, folder, Path(share)) if share is not None else {}
+    with replacing(folder) as aside:
+        aside.mkdir()
+        whole.save_config(aside)  # model_index.json
+        for name, part in whole.components.items():
+            if part is not None and name not in shares:
+                (_cast(part, stored) if name == component else part).save_pretrained(aside / name)
+        Manifest(**{**vars(manifest), "shares": shares}).write(aside)
+    return folder
+
+
+def flow_scheduler(scheduler: Any, times: Sequence[float]) -> FlowMatchEulerDiscreteScheduler:
+    """An Euler scheduler whose steps are at these times of a flow; `scheduler` says how many training steps there were.
+
+    Raises:
+        InputError: no shift gives these times.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    one_step = len(times) == 2  # any shift will do
+    shift = float(getattr(scheduler.config, "shift", 1.0)) if one_step else shift_of(times)
+    return FlowMatchEulerDiscreteScheduler(scheduler.config.num_train_timesteps, shift=shift)
+
+
+def shift_of(times: Sequence[float]) -> float:
+    """The shift with which `flow_times` gives these times; 1 for one step, where every shift does.
+
+    Raises:
+        InputError: none does.
+    """
+    steps = len(times) - 1
+    even = (steps - 1) / steps if steps > 1 else 0.5
+    shifted = times[1] if steps > 1 else 0.5
+    shift = shifted * (1 - even) / (even * (1 - shifted)) if 0 < shifted < 1 else 0.0
+    if shift <= 0 or max(abs(a - b) for a, b in zip(flow_times(steps, shift), times, strict=True)) > TOLERANCE:
+        raise InputError(bad_value("times", "the student", "those of a shifted flow from 1 to 0", tuple(times)))
+    return shift
+
+
+@torch.no_grad()
+def check_steps(pipe: DiffusionPipeline, component: str, manifest: Manifest, example: Mapping[str, Any]) -> None:
+    """Run the pipeline once on one sample: pipelines differ in how they choose times and turn guidance off.
+
+    Raises:
+        InputError: it steps at other times than the manifest's, or asks the student more than once a step.
+    """
+    assert manifest.times is not None
+    samples: list[int] = []
+
+    def counted(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        samples.append(next(len(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
+        return forward(*args, **kwargs)
+
+    with wrapped(getattr(pipe, component), counted):
+        pipe(**{**manifest.call, **example, "num_inference_steps": manifest.steps, "output_type": "latent"})
+    used = tuple(float(sigma) for sigma in pipe.scheduler.sigmas)
+    if len(used) != len(manifest.times) or max(map(abs, map(float.__sub__, used, manifest.times))) > TOLERANCE:
+        raise InputError(
+            f"{type(pipe).__name__} with {manifest.steps} steps uses the times {tuple(round(t, 4) for t in used)}, "
+            f"and the student was made for {tuple(round(t, 4) for t in manifest.times)}."
+        )
+    if sum(samples) != manifest.steps:
+        raise InputError(
+            f"{type(pipe).__name__} asks its {component} {sum(samples)} times in {manifest.steps} steps: "
+            f"turn its guidance off in the student's call, {dict(manifest.call)}."
+        )
+
+
+def _cast(module: nn.Module, stored: Stored) -> Any:
+    return module if stored == "float32" else copy.deepcopy(module).to(getattr(torch, stored))
+
+
+def _shares(pipe: DiffusionPipeline, own: set[str], folder: Path, teacher: Path) -> dict[str, str]:
+    """Part -> the teacher's folder of it, relative to the student's."""
+    names = [name for name, part in pipe.components.items() if part is not None and name not in own]
+    missing = [name for name in names if not (teacher / name).is_dir()]
+    if missing:
+        raise InputError(f"The folder to share with, {teacher}, has no {missing[0]!r}.")
+    return {name: os.path.relpath(teacher / name, folder) for name in names}

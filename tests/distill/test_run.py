@@ -1,0 +1,117 @@
+"""The whole way on a small real pipeline: trace, paths, training, export; resumed, shared, in progressive stages."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import yaml
+from diffusers import DiffusionPipeline
+
+from fewstep.diffusion.samplers import euler, flow_times
+from fewstep.distill.data import PathSet
+from fewstep.distill.job import Job
+from fewstep.distill.run import distill, run, unguided
+from fewstep.errors import InputError
+from fewstep.models.load import load
+from fewstep.models.manifest import Manifest, manifest_of
+from fewstep.models.trace import trace
+from tests.distill.pipes import CALL, SHIFT, SIZE, pipeline
+
+PROMPTS = ["a red ring", "a small blue cross on a dark background", "two circles"]
+SMALL = {"samples": 6, "teacher_steps": 4, "iterations": 4, "batch": 3, "rate": 1e-3, "warmup": 0}
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return pipeline()
+
+
+def test_kd_makes_a_plain_pipeline(teacher, tmp_path):
+    job = Job(PROMPTS, tmp_path, steps=2, **SMALL)
+    folder = distill(teacher, job, show=False)
+    manifest = manifest_of(load(folder))
+    assert manifest is not None
+    assert (manifest.name, manifest.steps, manifest.guidance_inside) == ("tiny-2step", 2, True)
+    assert manifest.times == pytest.approx(flow_times(2, SHIFT))
+    assert manifest.call == {**SIZE, "num_inference_steps": 2, "true_cfg_scale": 1.0}
+    assert manifest.made_by["versions"]["torch"] == torch.__version__
+    plain = DiffusionPipeline.from_pretrained(folder)
+    plain.set_progress_bar_config(disable=True)
+    assert plain("a red ring", num_inference_steps=2, **SIZE, output_type="latent").images.isfinite().all()
+    both = zip(plain.transformer.parameters(), teacher.transformer.parameters(), strict=True)
+    moved = [not torch.equal(a, b) for a, b in both]
+    assert sum(moved) > len(moved) / 2
+
+
+def test_stored_paths_are_those_of_the_guided_pipeline(teacher, tmp_path):
+    distill(teacher, Job(PROMPTS, tmp_path, steps=2, **{**SMALL, "teacher_steps": 8}), show=False)
+    traced = trace(teacher, prompt=PROMPTS[0])
+    batch = PathSet(tmp_path / "paths", traced.condition(prompt=PROMPTS[:2], negative_prompt=["", ""])).read([0, 1, 5])
+    for i, row in enumerate((0, 1, 5)):
+        call = {**CALL, "num_inference_steps": 60, "output_type": "latent", "prompt": PROMPTS[row % 3]}
+        exact = teacher(**call, latents=batch.states[i : i + 1, 0]).images
+        assert (batch.states[i, -1] - exact[0]).norm() / exact.norm() < 0.05
+        other = {**call, "prompt": PROMPTS[(row + 1) % 3]}
+        assert not torch.allclose(exact, teacher(**other, latents=batch.states[i : i + 1, 0]).images, atol=1e-4)
+    # And the student sees the prompt through the stored condition as through its own.
+    student = traced.with_module(traced.module, guided=False)
+    x = batch.states[:1, 0]
+    own = traced.condition(prompt=PROMPTS[0])
+    ours = euler(student, x, flow_times(2, SHIFT), batch.cond.slice([0]))
+    torch.testing.assert_close(ours, euler(student, x, flow_times(2, SHIFT), own), rtol=0, atol=1e-5)
+
+
+def test_the_same_call_again_does_nothing_again(teacher, tmp_path):
+    job = Job(PROMPTS, tmp_path, steps=2, **SMALL)
+    first = distill(teacher, job, show=False)
+    weights = next((first / "transformer").glob("*.safetensors")).read_bytes()
+    log = (tmp_path / "train" / "losses.jsonl").read_text()
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "paths").glob("shard-*")}
+    again = distill(teacher, job, show=False)
+    assert next((again / "transformer").glob("*.safetensors")).read_bytes() == weights
+    assert (tmp_path / "train" / "losses.jsonl").read_text() == log
+    assert shards == {path: path.stat().st_mtime_ns for path in (tmp_path / "paths").glob("shard-*")}
+
+
+def test_students_of_fewer_steps_share_paths_and_start_from_another(teacher, tmp_path):
+    four = Job(PROMPTS, tmp_path / "four", steps=4, paths=tmp_path / "paths", **SMALL)
+    start = distill(teacher, four, show=False)
+    one = Job(PROMPTS, tmp_path / "one", steps=1, kept_steps=4, paths=tmp_path / "paths", start=start, **SMALL)
+    manifest = manifest_of(load(distill(teacher, one, show=False)))
+    assert manifest is not None
+    assert manifest.times == (1.0, 0.0)
+
+
+def test_progressive_goes_through_its_stages(teacher, tmp_path):
+    job = Job(PROMPTS, tmp_path, method="progressive", steps=1, halve_from=4, **SMALL)
+    folder = distill(teacher, job, show=False)
+    assert load(folder)("a red ring", output_type="latent").images.isfinite().all()
+    for stage in (2, 1):
+        lines = [json.loads(line) for line in (tmp_path / f"stage-{stage}" / "losses.jsonl").read_text().splitlines()]
+        assert lines[-1]["rate"] < lines[0]["rate"]
+
+
+def test_a_configuration_file_runs_it_and_shares_the_teachers_parts(teacher, tmp_path):
+    teacher.save_pretrained(tmp_path / "teacher")
+    Manifest("tiny", call=CALL).write(tmp_path / "teacher")
+    config = {**SMALL, "teacher": str(tmp_path / "teacher"), "prompts": "task:x", "out": str(tmp_path / "run")}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump({**config, "steps": 2, "share": True, "stored": "float16"}))
+    folder = run(tmp_path / "job.yaml", tasks=lambda name: PROMPTS)
+    assert not (folder / "vae").exists()
+    assert load(folder)("a red ring", output_type="latent").images.isfinite().all()
+    with pytest.raises(InputError, match="needs a 'teacher'"):
+        run({"prompts": PROMPTS, "out": str(tmp_path)})
+    with pytest.raises(InputError, match="There is no folder"):
+        run({"prompts": PROMPTS, "out": str(tmp_path), "teacher": "./none"})
+
+
+def test_guidance_is_turned_off_where_the_pipeline_has_it():
+    call = {"height": 8, "negative_prompt": "", "negative_prompt_2": "x", "guidance_scale": 4.0}
+    assert unguided(call, {"guidance_scale"}) == {"height": 8, "guidance_scale": 1.0}
+    assert unguided(call, {"guidance_scale", "true_cfg_scale"}) == {
+        "height": 8,
+        "guidance_scale": 4.0,
+        "true_cfg_scale": 1.0,
+    }
