@@ -46,7 +46,7 @@ def _submodule(module: nn.Module, path: str) -> nn.Module | None:
 
 
 def _block_lists(denoiser: nn.Module) -> list[tuple[str, nn.Module]]:
-    """ModuleLists of what the class itself calls repeated, else the outermost lists of one class named a block or layer."""
+    """ModuleLists of what the class calls repeated, else the outermost lists of one class named a block or layer."""
     repeated = frozenset(getattr(denoiser, "_repeated_blocks", None) or ())
     named = list(_outermost(denoiser, "", lambda block: type(block).__name__ in repeated))
     return named or list(_outermost(denoiser, "", _looks_like_a_block))

@@ -1,7 +1,7 @@
 """What a module tree does not tell, as data: one entry a denoiser class.
 
-A class that has no entry gets safe defaults: its blocks are found from the module tree (`blocks.py`), the outputs of its blocks
-are unknown until a run shows them, and only linear layers inside its blocks may be quantized.
+A class that has no entry gets safe defaults: its blocks are found from the module tree (`blocks.py`), what they return
+is unknown until a run shows it, and only linear layers inside its blocks may be quantized.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Family:
     """Facts about one denoiser class.
 
     Attributes:
-        block_lists: paths of the ModuleLists that hold the main stream's blocks, in running order; empty: found from the tree.
+        block_lists: paths of the ModuleLists of the main stream, in running order; empty: found from the tree.
         outputs: block class name -> what its forward returns.
         keep: substrings of layer paths that must stay in full precision, although inside a block.
     """

@@ -1,7 +1,7 @@
 """Forward wrapping on one module instance, exactly reversible.
 
-A hook is an instance attribute `forward` over the class's own method, so other instances of the class never notice. Hooks on
-one module nest, the last one outermost, and may be removed in any order: `remove` closes the gap in the chain.
+A hook is an instance attribute `forward` over the class's own method, so other instances of the class never notice.
+Hooks on one module nest, the last one outermost, and may be removed in any order: `remove` closes the gap.
 """
 
 from __future__ import annotations

@@ -26,9 +26,10 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def load(source: str | Path, **kwargs: Any) -> DiffusionPipeline:
     """A diffusers pipeline from `zoo:NAME`, a folder, or a hub id.
 
-    Weights come up in float32 unless `torch_dtype` (or `dtype`) is given, whatever they are stored in. Where the folder has
-    a manifest, its call defaults are filled in, so `pipe("a red ring")` is enough; what the caller gives goes first.
-    Other keyword arguments go to `DiffusionPipeline.from_pretrained`.
+    Weights come up in float32 unless `torch_dtype` (or `dtype`) is given, whatever they are stored in: left alone,
+    diffusers gives its own models in float32 but text encoders as stored. Where the folder has a manifest, its call
+    defaults are filled in, so `pipe("a red ring")` is enough; what the caller gives goes first. Other keyword arguments
+    go to `DiffusionPipeline.from_pretrained`.
 
     Raises:
         InputError: no such zoo name or folder, a folder that is no pipeline, or a hub id that can't be had.
@@ -48,7 +49,7 @@ def load(source: str | Path, **kwargs: Any) -> DiffusionPipeline:
         _check_weights(folder)
     with _assembled(place, manifest) as whole:
         pipe = _from_pretrained(DiffusionPipeline, str(whole), kwargs)
-    pipe.register_to_config(_name_or_path=str(place))  # type: ignore[attr-defined]  # from the ConfigMixin
+    pipe.register_to_config(_name_or_path=str(place))
     return with_defaults(pipe, manifest) if manifest else pipe
 
 

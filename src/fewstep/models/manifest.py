@@ -1,6 +1,7 @@
 """`fewstep.json`: what a pipeline folder says about itself beyond `model_index.json`.
 
-Plain diffusers ignores the file; `load` reads it for the call's defaults, and techniques for the steps a student was made for.
+Plain diffusers ignores the file; `load` reads it for the call's defaults, and techniques for the steps that a student
+was made for.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ DENOISER_PACKAGES = ("diffusers.models.transformers", "diffusers.models.unets")
 
 @dataclass(frozen=True)
 class Model:
-    """One pipeline, seen by techniques. Nothing is copied: what a technique changes here, it changes in the pipeline."""
+    """One pipeline, seen by techniques. Nothing is copied: what a technique changes here changes in the pipeline."""
 
     pipe: Any  # a diffusers DiffusionPipeline
 

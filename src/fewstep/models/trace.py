@@ -1,0 +1,91 @@
+"""Finding a pipeline's denoiser: run it with a recorder, explain every number of the recording, replay it, or refuse.
+
+No family has code of its own here. What is learned: which argument is x_t and how it is made of the scheduler's sample
+(`inputs`), which arguments tell the time (`clock`), where the prediction is (`outputs`), how the branches are combined
+(`guide`), which schedule the steps are on (`timeline`). Every other argument must stay the same over the steps: these
+are the conditions (`cond`). `replay` then holds the whole against the pipeline's own latents.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fewstep.errors import TraceError
+from fewstep.models.model import Model
+from fewstep.models.tracing.denoiser import TracedDenoiser
+from fewstep.models.tracing.explain import explain, read_condition
+from fewstep.models.tracing.moments import moments_of
+from fewstep.models.tracing.record import record
+from fewstep.models.tracing.replay import replay, stochastic
+from fewstep.models.tracing.stages import Stage
+from fewstep.models.tracing.timeline import find_timeline, sigma_table
+
+__all__ = ["TracedDenoiser", "trace"]
+
+STEPS = 4  # of a trace whose call does not say
+
+
+def trace(pipe: Any, *, replay_tolerance: float = 1e-4, **call: Any) -> TracedDenoiser:
+    """The denoiser that `pipe(**call)` runs, checked by replay. The pipeline is left as it was.
+
+    Args:
+        pipe: a diffusers pipeline with a `scheduler`.
+        replay_tolerance: the largest difference in latents (their own units, float32) that passes.
+        call: keyword arguments of the pipeline's own call. Without a number of steps it runs a few.
+
+    Raises:
+        TraceError: something in the run can't be explained, or the replay differs; the message names what.
+    """
+    pipeline, denoisers = type(pipe).__name__, Model(pipe).denoisers
+    full = _completed(pipe, call)
+    tape = record(pipe, denoisers, full)
+    moments, fold = moments_of(tape.steps, pipeline)
+    if stochastic(tape.scheduler, moments[0]):
+        raise TraceError(
+            f"{type(tape.scheduler).__name__} adds noise at each step, so no replay can check a trace: "
+            "trace with a deterministic scheduler."
+        )
+    first = moments[0]
+    timesteps = [step.timestep for step in tape.steps]
+    timeline = find_timeline(tape.scheduler, timesteps, first.x, first.model_output, first.result, replay_tolerance)
+    stages, cond = explain(moments, timeline, sigma_table(tape.scheduler))
+
+    def conditions(other: Mapping[str, Any]) -> Any:
+        kept = {name: value for name, value in full.items() if name not in ("latents", "generator")}
+        step = record(pipe, denoisers, {**kept, **other}, first_only=True).steps[0]
+        return read_condition(step, stages, cond.axes, fold, timeline.sign)
+
+    denoiser = TracedDenoiser(
+        schedule=timeline.schedule,
+        modules={name: denoisers[name] for name in dict.fromkeys(c.name for stage in stages for c in stage.calls)},
+        stages=stages,
+        cond=cond,
+        times=timeline.times,
+        noise=first.x,
+        call=dict(call),
+        conditions=conditions,
+        switch=_switch(pipe, stages),
+    )
+    return replace(denoiser, replay_error=replay(denoiser, tape.scheduler, moments, timeline, fold, replay_tolerance))
+
+
+def _completed(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
+    """The call with few steps and no decoding, where it does not say otherwise."""
+    takes = inspect.signature(type(pipe).__call__).parameters
+    full = dict(call)
+    if "num_inference_steps" in takes and not {"num_inference_steps", "timesteps", "sigmas"} & set(call):
+        full["num_inference_steps"] = STEPS
+    if "output_type" in takes:
+        full.setdefault("output_type", "latent")
+    return full
+
+
+def _switch(pipe: Any, stages: Sequence[Stage]) -> float | None:
+    """The time at which a pipeline of two denoisers switches: a boundary in its config that lies between the stages."""
+    if len(stages) != 2:
+        return None
+    values = [value for name, value in dict(pipe.config).items() if "boundary" in name and isinstance(value, float)]
+    return next((value for value in values if stages[1].high < value <= stages[0].low), None)

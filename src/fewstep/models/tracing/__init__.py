@@ -1,0 +1,1 @@
+"""The parts of a trace: record a run, explain every number in it, and replay it from the explanation."""
