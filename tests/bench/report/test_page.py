@@ -67,6 +67,12 @@ def test_it_shows_what_was_measured(html) -> None:
     assert html.count("<svg") == 2
 
 
+def test_rows_that_lose_are_said_to(html) -> None:
+    assert "<b>teacache</b> loses to fewer steps: " in html
+    assert "<b>4-step student + precision + teacache</b> adds no speed: " in html
+    assert "<b>precision</b> loses" not in html
+
+
 def test_without_a_task_there_is_no_oracle(html) -> None:
     rows = (
         synthetic.row("baseline", "baseline", 100, 1, None, None, 100),
