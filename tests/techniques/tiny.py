@@ -73,7 +73,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 def state(pipe: Any) -> dict[str, Any]:
-    """All that `remove` must bring back: the module objects, their forwards, and the weights: object, dtype and place."""
+    """All that `remove` must bring back: module objects, their forwards, and each weight's object, dtype and place."""
     found: dict[str, Any] = {"scheduler": id(pipe.scheduler), "config": dict(pipe.config)}
     for component, root in Model(pipe).modules.items():
         for path, module in root.named_modules():
