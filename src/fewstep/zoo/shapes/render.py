@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.zoo.shapes.scenes import COLOURS, IMAGE_SIZE, TONES, Fill, Scene, Shape, Texture, Thing
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
 
 _Y, _X = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32) + 0.5  # pixel centres
 SHADE = 0.45  # the dark bands of a striped or checked object: its colour times this
@@ -30,23 +32,25 @@ def coverage(shape: Shape, x: float, y: float, radius: float) -> Array:
 
 
 def _signed_distance(shape: Shape, dx: Array, dy: Array, r: float) -> Array:
-    """Distance to the outline in pixels, negative inside; close to exact near the outline, which is all that is used."""
+    """Distance to the outline in pixels, negative inside; exact only near the outline, where it is used."""
+    distance: Array
     match shape:
         case "circle":
-            return np.hypot(dx, dy) - r
+            distance = np.hypot(dx, dy) - r
         case "ring":
             half = r * RING_WIDTH / 2
-            return np.abs(np.hypot(dx, dy) - (r - half)) - half
+            distance = np.abs(np.hypot(dx, dy) - (r - half)) - half
         case "square":
-            return np.maximum(np.abs(dx), np.abs(dy)) - 0.88 * r
+            distance = np.maximum(np.abs(dx), np.abs(dy)) - 0.88 * r
         case "diamond":
-            return (np.abs(dx) + np.abs(dy) - r) / np.float32(np.sqrt(2.0))
+            distance = (np.abs(dx) + np.abs(dy) - r) / np.float32(np.sqrt(2.0))
         case "triangle":  # point up, base 2r, height 2r
-            return np.maximum(dy - r, (2 * np.abs(dx) - (dy + r)) / np.float32(np.sqrt(5.0)))
+            distance = np.maximum(dy - r, (2 * np.abs(dx) - (dy + r)) / np.float32(np.sqrt(5.0)))
         case "cross":
             arm = r * RING_WIDTH
             long, wide = np.maximum(np.abs(dx), np.abs(dy)), np.minimum(np.abs(dx), np.abs(dy))
-            return np.maximum(long - r, wide - arm)
+            distance = np.maximum(long - r, wide - arm)
+    return distance
 
 
 def pattern(fill: Fill, x: float, y: float) -> Array:
@@ -54,7 +58,8 @@ def pattern(fill: Fill, x: float, y: float) -> Array:
     rows = np.floor(2 * (_Y - y) / PERIOD).astype(int) % 2
     columns = np.floor(2 * (_X - x) / PERIOD).astype(int) % 2
     dark = {"solid": np.zeros_like(rows), "striped": rows, "checked": rows ^ columns}[fill]
-    return np.where(dark == 1, np.float32(SHADE), np.float32(1.0))
+    shade: Array = np.where(dark == 1, np.float32(SHADE), np.float32(1.0))
+    return shade
 
 
 def _paint(thing: Thing) -> Array:
@@ -73,19 +78,21 @@ def _texture(texture: Texture, rng: np.random.Generator) -> Array:
     u, v = _X / IMAGE_SIZE, _Y / IMAGE_SIZE
     angle = rng.uniform(0, 2 * np.pi)
     along = (np.cos(angle) * (u - 0.5) + np.sin(angle) * (v - 0.5)).astype(np.float32)
+    field: Array
     match texture:
         case "graded":
-            return np.clip(1.6 * along, -1, 1)
+            field = np.clip(1.6 * along, -1, 1)
         case "wavy":
-            return np.sin(2 * np.pi * (rng.uniform(4, 7) * along + rng.uniform())).astype(np.float32)
+            field = np.sin(2 * np.pi * (rng.uniform(4, 7) * along + rng.uniform())).astype(np.float32)
         case "tiled":
             side = rng.uniform(7, 11)
             a, b = rng.uniform(0, side, 2)
             odd = (np.floor((_X + a) / side) + np.floor((_Y + b) / side)) % 2
-            return np.where(odd == 1, np.float32(0.8), np.float32(-0.8))
+            field = np.where(odd == 1, np.float32(0.8), np.float32(-0.8))
         case "cloudy":
             field = np.zeros_like(u)
             for _ in range(6):
                 fx, fy = rng.uniform(-3, 3, 2)
                 field += np.sin(2 * np.pi * (fx * u + fy * v + rng.uniform())).astype(np.float32)
-            return np.clip(field / 3, -1, 1)
+            field = np.clip(field / 3, -1, 1)
+    return field

@@ -1,0 +1,120 @@
+"""What `zoo:shapes` is trained on: pictures drawn from seeds, their latents, and the tokens of their prompts.
+
+Scene `i` is `sample_scene(default_rng(i))`. Everything is kept in numpy files that are mapped, not read whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FluxPipeline
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fewstep.files import replacing
+from fewstep.zoo.shapes.pipeline import PROMPT_TOKENS, build_tokenizer
+from fewstep.zoo.shapes.render import render
+from fewstep.zoo.shapes.scenes import IMAGE_SIZE, describe, sample_scene
+from fewstep.zoo.steps import bar
+
+WORDINGS = 4  # prompts kept for every scene
+CHUNK = 1000  # scenes that one process draws at a time
+
+Pixels = NDArray[np.uint8]
+Latents = NDArray[np.float16]
+Tokens = NDArray[np.int16]
+
+
+def pictures(out: Path, scenes: int) -> Pixels:
+    """RGB, shape (scenes, 64, 64, 3)."""
+    path = out / "pictures.npy"
+    if not path.exists():
+        _in_parallel(path, _draw, scenes, (scenes, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    return _mapped(path)
+
+
+def prompts(out: Path, scenes: int) -> Tokens:
+    """Token ids of `WORDINGS` prompts for every scene, shape (scenes, WORDINGS, PROMPT_TOKENS)."""
+    path = out / "tokens.npy"
+    if not path.exists():
+        _in_parallel(path, _word, scenes, (scenes, WORDINGS, PROMPT_TOKENS), np.int16)
+    return _mapped(path)
+
+
+@torch.no_grad()
+def latents(out: Path, drawn: Pixels, vae: AutoencoderKL, device: str) -> Latents:
+    """Packed latents, shape (scenes, 64, 32), shifted and scaled as the pipeline does it."""
+    path, starts = out / "latents.npy", range(0, len(drawn), CHUNK // 10)
+    if not path.exists():
+        with bar() as shown, replacing(path) as aside:
+            kept = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float16, shape=(len(drawn), 64, 32))
+            for low in shown.track(starts, description="latents"):
+                mean = vae.encode(as_images(drawn[low : low + starts.step], device)).latent_dist.mean
+                packed = pack((mean - vae.config["shift_factor"]) * vae.config["scaling_factor"])
+                kept[low : low + len(packed)] = packed.cpu().numpy().astype(np.float16)
+            kept.flush()
+    return _mapped(path)
+
+
+def pack(latents: Tensor) -> Tensor:
+    """(n, 8, 16, 16) → (n, 64, 32): each token holds a 2×2 patch, as `FluxPipeline` packs it."""
+    n, channels, height, width = latents.shape
+    packed: Tensor = FluxPipeline._pack_latents(latents, n, channels, height, width)
+    return packed
+
+
+def as_images(drawn: Pixels, device: str) -> Tensor:
+    """uint8 (n, 64, 64, 3) → float (n, 3, 64, 64) in [-1, 1]."""
+    images = torch.from_numpy(np.array(drawn)).to(device).permute(0, 3, 1, 2)
+    return images.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
+
+
+def as_tokens(tokenizer: Any, texts: list[str]) -> Tokens:
+    """Token ids, shape (texts, PROMPT_TOKENS), padded as the pipeline pads them."""
+    ids = tokenizer(texts, padding="max_length", max_length=PROMPT_TOKENS, truncation=True, return_tensors="np")
+    return np.asarray(ids.input_ids, dtype=np.int16)
+
+
+def _draw(start: int, scenes: int) -> Pixels:
+    made = [render(sample_scene(np.random.default_rng(seed))) for seed in _chunk(start, scenes)]
+    return np.round(np.clip(made, 0, 1) * 255).astype(np.uint8)
+
+
+def _word(start: int, scenes: int) -> Tokens:
+    texts = [
+        describe(sample_scene(np.random.default_rng(seed)), np.random.default_rng((seed, wording)))[0]
+        for seed in _chunk(start, scenes)
+        for wording in range(WORDINGS)
+    ]
+    return as_tokens(build_tokenizer(), texts).reshape(-1, WORDINGS, PROMPT_TOKENS)
+
+
+def _chunk(start: int, scenes: int) -> range:
+    return range(start, min(start + CHUNK, scenes))
+
+
+def _in_parallel(
+    path: Path, make: Callable[..., NDArray[Any]], scenes: int, shape: tuple[int, ...], dtype: type
+) -> None:
+    """Fill the file at `path` with what `make` gives for each chunk of scenes, in as many processes as cores."""
+    starts = range(0, scenes, CHUNK)
+    # Spawned, not forked: a fork of a process whose torch has threads can hang.
+    pool = ProcessPoolExecutor(mp_context=get_context("spawn"))
+    with bar() as shown, pool, replacing(path) as aside:
+        kept = np.lib.format.open_memmap(aside, mode="w+", dtype=dtype, shape=shape)
+        blocks = pool.map(partial(make, scenes=scenes), starts)
+        for start, block in shown.track(zip(starts, blocks, strict=True), len(starts), description=path.stem):
+            kept[start : start + len(block)] = block
+        kept.flush()
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(path, mmap_mode="r")
+    return array

@@ -1,0 +1,66 @@
+"""The training recipe: a run that is stopped and started again ends in the weights of one that never stopped."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+
+from fewstep.errors import InputError
+from fewstep.zoo.shapes.train import Settings, train
+from fewstep.zoo.steps import Steps
+
+TINY = Settings(scenes=12, vae_steps=2, vae_batch=2, teacher_steps=3, teacher_batch=2, save_every=1, compile=False)
+
+
+def test_the_recipe_makes_a_pipeline_that_diffusers_runs_alone(tmp_path: Path) -> None:
+    folder = train(tmp_path / "run", TINY)
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe("a red ring", num_inference_steps=1, height=64, width=64, max_sequence_length=32).images[0]
+    assert image.size == (64, 64)
+    latents = pipe.vae.config
+    assert latents.scaling_factor > 0
+
+
+def test_a_run_with_other_settings_is_not_touched(tmp_path: Path) -> None:
+    train(tmp_path, TINY)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    with pytest.raises(InputError, match="other settings"):
+        train(tmp_path, replace(TINY, teacher_steps=4))
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    def run(path: Path, stop_at: int | None) -> list[dict[str, torch.Tensor]]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 3)
+
+        def loss(step: int) -> torch.Tensor:
+            if step == stop_at:
+                raise Stopped
+            x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+            return (model(x) - 2 * x).square().mean()
+
+        steps = Steps(path, total=6, save_every=2, decay_from=0.5, ema=0.9, warmup=2)
+        return steps.run("test", [model], [torch.optim.AdamW(model.parameters(), lr=0.1)], loss)
+
+    whole = run(tmp_path / "whole.pt", None)
+    with pytest.raises(Stopped):
+        run(tmp_path / "parts.pt", 3)
+    parts = run(tmp_path / "parts.pt", None)
+    assert all(torch.equal(whole[0][key], parts[0][key]) for key in whole[0])
+
+
+def test_the_weights_are_those_of_the_last_checkpoint(tmp_path: Path) -> None:
+    folder = train(tmp_path, TINY)
+    kept = torch.load(tmp_path / "teacher.pt", weights_only=True)
+    weights = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert kept["step"] == TINY.teacher_steps
+    assert all(torch.equal(weights[key], value) for key, value in kept["averages"][0].items())
