@@ -45,12 +45,15 @@ def generate(
 
 
 def _draw(model: str, prompt: str, recipe: str | None, steps: int | None, seed: int, out: Path) -> dict[str, Any]:
+    from fewstep.models.load import load, resolve
+
+    resolve(model)  # first: a wrong name is told before anything heavy is imported
+    plan = recipe_of(recipe)
+
     import torch
 
     from fewstep.accelerate import accelerate
-    from fewstep.models.load import load
 
-    plan = recipe_of(recipe)  # first: a bad recipe is told before a large model loads
     fast = accelerate(load(model).to(device_here(None)), plan)
     call: dict[str, Any] = {"prompt": prompt, "generator": torch.Generator("cpu").manual_seed(seed)}
     if steps is not None:

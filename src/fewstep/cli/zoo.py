@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,8 +30,9 @@ def list_(as_json: AsJson = False) -> None:
     with working():
         from fewstep.zoo import registry
 
-        rows = [_row(registry.info(name)) for name in registry.NAMES]
-    print_rows(rows, as_json=as_json)
+        models = [dataclasses.asdict(registry.info(name)) for name in registry.NAMES]
+    hidden = ("manifest",) if as_json else ("manifest", "made_by")  # the second is too long for a table
+    print_rows([{k: v for k, v in model.items() if k not in hidden} for model in models], as_json=as_json)
 
 
 @app.command("eval")
@@ -93,7 +93,7 @@ def train(
     **Example:** `fewstep zoo train shapes --out runs/shapes`
     """
     given = {"scenes": scenes, "vae_steps": vae_steps, "teacher_steps": teacher_steps, "seed": seed}
-    settings = {key: value for key, value in given.items() if value is not None}
+    settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     for key in settings.keys() - {"seed"}:
         at_least(1, settings[key], f"--{key.replace('_', '-')}", "fewstep zoo train")
     if (model := name.removeprefix("zoo:")) not in TRAINED:
@@ -106,11 +106,11 @@ def train(
     note(f"Trained {folder}.")
 
 
-def _row(info: Any) -> dict[str, Any]:
-    return dict(info) if isinstance(info, dict) else dataclasses.asdict(info)
-
-
 def _score(name: str, steps: int | None, prompts: int, seed: int, recipe: str | None) -> dict[str, Any]:
+    from fewstep.zoo.registry import info
+
+    own_steps = info(name).steps  # first: a wrong name is told before anything heavy is imported
+
     from fewstep.accelerate import accelerate
     from fewstep.models.load import load
     from fewstep.zoo.evaluate import evaluate
@@ -118,15 +118,6 @@ def _score(name: str, steps: int | None, prompts: int, seed: int, recipe: str | 
 
     plan = recipe_of(recipe)
     fast = accelerate(load(f"zoo:{name}").to(device_here(None)), plan)
-    call = {} if steps is None else {"num_inference_steps": steps}
-    start = time.perf_counter()
+    call: dict[str, Any] = {} if steps is None else {"num_inference_steps": steps}
     quality = evaluate(fast, task(name.split("-")[0]), prompts=prompts, seed=seed, **call)
-    seconds = round(time.perf_counter() - start, 2)
-    return {
-        "name": name,
-        "steps": steps,
-        "prompts": prompts,
-        "seed": seed,
-        **dataclasses.asdict(quality),
-        "seconds": seconds,
-    }
+    return {"name": name, "steps": steps or own_steps, "prompts": prompts, "seed": seed, **dataclasses.asdict(quality)}
