@@ -21,8 +21,7 @@ def test_the_recipe_makes_a_pipeline_that_diffusers_runs_alone(tmp_path: Path) -
     pipe.set_progress_bar_config(disable=True)
     image = pipe("a red ring", num_inference_steps=1, height=64, width=64, max_sequence_length=32).images[0]
     assert image.size == (64, 64)
-    latents = pipe.vae.config
-    assert latents.scaling_factor > 0
+    assert pipe.transformer.dtype == torch.float32
 
 
 def test_a_run_with_other_settings_is_not_touched(tmp_path: Path) -> None:
@@ -46,7 +45,8 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -> Non
             if step == stop_at:
                 raise Stopped
             x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
-            return (model(x) - 2 * x).square().mean()
+            error: torch.Tensor = model(x) - 2 * x
+            return error.square().mean()
 
         steps = Steps(path, total=6, save_every=2, decay_from=0.5, ema=0.9, warmup=2)
         return steps.run("test", [model], [torch.optim.AdamW(model.parameters(), lr=0.1)], loss)
@@ -63,4 +63,4 @@ def test_the_weights_are_those_of_the_last_checkpoint(tmp_path: Path) -> None:
     kept = torch.load(tmp_path / "teacher.pt", weights_only=True)
     weights = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
     assert kept["step"] == TINY.teacher_steps
-    assert all(torch.equal(weights[key], value) for key, value in kept["averages"][0].items())
+    assert all(torch.equal(weights[key], value.half()) for key, value in kept["averages"][0].items())

@@ -16,6 +16,14 @@ from fewstep.zoo.shapes.scenes import IMAGE_SIZE, vocabulary
 PROMPT_TOKENS = 32
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 SHIFT = 1.5  # of the sampling times: t' = s·t / (1 + (s − 1)·t)
+CALL = {  # what the pipeline's call needs, since Flux's own defaults are those of a much larger model
+    "height": IMAGE_SIZE,
+    "width": IMAGE_SIZE,
+    "max_sequence_length": PROMPT_TOKENS,
+    "num_inference_steps": 50,
+    "negative_prompt": "",
+    "true_cfg_scale": 2.5,
+}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

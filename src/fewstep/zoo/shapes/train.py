@@ -6,9 +6,12 @@ checkpoint at intervals and go on from it, so a run that is killed is started ag
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +21,11 @@ from torch import Tensor, nn
 
 from fewstep.errors import InputError
 from fewstep.files import read_json, replacing, write_json
+from fewstep.machine import versions
+from fewstep.models.manifest import Manifest
 from fewstep.zoo.shapes import data
 from fewstep.zoo.shapes.data import WORDINGS, Latents, Pixels, Tokens, as_images, as_tokens
-from fewstep.zoo.shapes.pipeline import PROMPT_TOKENS, build_pipeline, build_vae
+from fewstep.zoo.shapes.pipeline import CALL, PROMPT_TOKENS, build_pipeline, build_vae
 from fewstep.zoo.shapes.scenes import IMAGE_SIZE
 from fewstep.zoo.steps import Steps
 
@@ -113,7 +118,7 @@ def _trained_pipeline(
     parts = (pipe.transformer, pipe.text_encoder_2, pipe.text_encoder)
     if device == "cpu":  # there the fused attention's backward takes more than half of a step in bfloat16
         pipe.transformer.set_attention_backend("_native_math")
-    predict = partial(_velocity, pipe, *_positions(device))
+    predict: Callable[..., Tensor] = partial(_velocity, pipe, *_positions(device))
     if settings.compile:
         predict = torch.compile(predict)
     empty = torch.from_numpy(as_tokens(pipe.tokenizer, [""])).to(device)
@@ -138,8 +143,16 @@ def _trained_pipeline(
     for part, average in zip(parts, averages, strict=True):
         part.load_state_dict(average)
     with replacing(folder) as aside:
-        pipe.to("cpu").save_pretrained(aside)
+        write_pipeline(pipe.to("cpu"), aside, asdict(settings))
     return folder
+
+
+def write_pipeline(pipe: FluxPipeline, folder: Path, settings: dict[str, Any]) -> None:
+    """The folder as it is shipped: the transformer stored in float16, which diffusers loads as float32."""
+    pipe.save_pretrained(folder)
+    copy.deepcopy(pipe.transformer).half().save_pretrained(folder / "transformer")
+    made_by = {"command": "fewstep zoo train shapes", "settings": settings, "versions": versions()}
+    Manifest("shapes", call=CALL, made_by=made_by).write(folder)
 
 
 def _positions(device: str) -> tuple[Tensor, Tensor]:
