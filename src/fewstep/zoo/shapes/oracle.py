@@ -9,7 +9,7 @@ place and size an object has is the template that explains its tint best. One th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 import numpy as np
@@ -50,6 +50,7 @@ PERFECT = 0.012  # misfit below which no other shape can be meant: the next best
 GAIN = (0.70, 1.30)  # how strong an object's colour may be, as a part of the true one
 SLACK = 1.2  # pixels by which a radius may leave the ranges of `RADII`
 CANDIDATES = 3  # shapes that are worth refining
+BLURS = (1, 2, 3)  # how often templates are smoothed, tried in turn
 STEPS = (1.0, 0.5, 0.25)  # pixels: one round of refinement each, with slopes taken over this far
 
 
@@ -188,14 +189,14 @@ def _read_thing(patch: _Patch, ground: Ground) -> Thing | None:
 
 
 def _best_fit(field: _Field, box: _Box) -> _Fit:
-    best: _Fit | None = None
-    for guess in sorted(_guesses(field, box), key=_misfit)[:CANDIDATES]:
-        fit = _refined(guess, field)
-        best = fit if best is None else min(best, fit, key=_misfit)
-        if best.misfit < PERFECT:
-            break
-    assert best is not None
-    return best
+    fits: list[_Fit] = []
+    for blur in BLURS:
+        blurred = replace(field, blur=blur)
+        for guess in sorted(_guesses(blurred, box), key=_misfit)[:CANDIDATES]:
+            fits.append(_refined(guess, blurred))
+            if fits[-1].misfit < PERFECT:
+                return fits[-1]
+    return min(fits, key=_misfit)
 
 
 def _misfit(fit: _Fit) -> float:
@@ -227,33 +228,42 @@ def _size(radius: float) -> Size | None:
 
 @dataclass(frozen=True)
 class _Field:
-    """What templates are laid on: coverage · pattern as measured, (h, w); its whole `energy`, wrong hues included."""
+    """What templates are laid on: coverage · pattern as measured, (h, w); its whole `energy`, wrong hues included.
+
+    `blur` is how often templates are smoothed: once, as the picture was, or more for a picture that was blurred before.
+    """
 
     along: Array
     energy: float
     window: tuple[slice, slice]
+    blur: int = 1
 
     def cover(self, shape: Shape, place: _Place) -> Array:
-        rows, columns = self.window
-        cover: Array = _SMOOTHING[rows] @ coverage(shape, *place) @ _SMOOTHING[columns].T
-        return cover
+        rows, columns = (_SMOOTHING[self.blur][span] for span in self.window)
+        return np.asarray(rows @ coverage(shape, *place) @ columns.T, np.float32)
 
 
-_SMOOTHING: Array = _smooth_rows(np.eye(IMAGE_SIZE, dtype=np.float32))
+_SMOOTHING: dict[int, Array] = {
+    blur: np.linalg.matrix_power(_smooth_rows(np.eye(IMAGE_SIZE, dtype=np.float32)), blur) for blur in BLURS
+}
 # A pattern is drawn without smoothing, so it only has as many phases as its period has pixels.
 _PHASES = int(PERIOD)
-_BANDS: dict[tuple[Fill, int, int], Array] = {
-    (fill, x, y): _smooth(pattern(fill, x, y)) for fill in FILLS for x in range(_PHASES) for y in range(_PHASES)
+_BANDS: dict[tuple[int, Fill, int, int], Array] = {
+    (blur, fill, x, y): smoothing @ pattern(fill, x, y) @ smoothing.T
+    for blur, smoothing in _SMOOTHING.items()
+    for fill in FILLS
+    for x in range(_PHASES)
+    for y in range(_PHASES)
 }
 
 
-def _bands_near(x: float, y: float) -> list[tuple[Fill, Array]]:
+def _bands_near(x: float, y: float, blur: int) -> list[tuple[Fill, Array]]:
     """The three fills, each in every phase within a pixel of a centre at `x`, `y`."""
     near_x, near_y = ([(int(np.floor(v + 0.5)) + step) % _PHASES for step in (-1, 0, 1)] for v in (x, y))
     keys: list[tuple[Fill, int, int]] = [("solid", 0, 0)]
     keys += [("striped", 0, py) for py in near_y]
     keys += [("checked", px, py) for px in near_x for py in near_y]
-    return [(key[0], _BANDS[key]) for key in keys]
+    return [(fill, _BANDS[blur, fill, px, py]) for fill, px, py in keys]
 
 
 def _guesses(field: _Field, box: _Box) -> Iterator[_Fit]:
@@ -266,7 +276,7 @@ def _guesses(field: _Field, box: _Box) -> Iterator[_Fit]:
 
 def _best_fill(shape: Shape, place: _Place, field: _Field) -> _Fit:
     cover = field.cover(shape, place)
-    fills = _bands_near(place[0], place[1])
+    fills = _bands_near(place[0], place[1], field.blur)
     bands = np.stack([bands[field.window].ravel() for _, bands in fills])
     own = bands**2 @ cover.ravel() ** 2 + 1e-6  # energy of each template
     match = bands @ (cover * field.along).ravel()
