@@ -1,14 +1,13 @@
-"""Quality figures against exact values and against torchmetrics and scipy."""
+"""Fidelity against exact values and against torchmetrics."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from scipy.linalg import sqrtm
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from fewstep.bench.quality import SAME, frechet, psnr, ssim
+from fewstep.bench.quality import SAME, psnr, ssim
 from fewstep.errors import InputError
 
 
@@ -48,27 +47,3 @@ def test_pictures_must_be_of_one_shape(pictures: np.ndarray) -> None:
         psnr(pictures, pictures[:2])
     with pytest.raises(InputError, match="11×11"):
         ssim(pictures[:, :8], pictures[:, :8])
-
-
-def test_frechet_of_gaussians_moved_and_stretched() -> None:
-    a = np.random.default_rng(0).normal(size=(500, 4))
-    a = (a - a.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(a, rowvar=False))).T  # exactly N(0, 1)
-    assert frechet(a, a) == pytest.approx(0, abs=1e-9)
-    assert frechet(a + 3, a) == pytest.approx(4 * 9)
-    assert frechet(2 * a, a) == pytest.approx(4 * (4 + 1 - 2 * 2))
-
-
-def test_frechet_is_the_formulas_also_with_fewer_samples_than_features() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(5, 8)), rng.normal(size=(40, 8)) * 1.5 + 0.3
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    shift = a.mean(0) - b.mean(0)
-    expected = shift @ shift + np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
-    assert frechet(a, b) == pytest.approx(expected, rel=1e-4)
-
-
-def test_frechet_needs_rows_of_one_width() -> None:
-    with pytest.raises(InputError, match="one width"):
-        frechet(np.zeros((3, 2)), np.zeros((3, 4)))
-    with pytest.raises(InputError, match="two or more"):
-        frechet(np.zeros((1, 2)), np.zeros((3, 2)))

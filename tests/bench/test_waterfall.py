@@ -96,13 +96,13 @@ def test_a_tasks_oracle_judges_the_rows(new_toy) -> None:
         features=lambda pictures: np.asarray(pictures).reshape(len(pictures), -1)[:, :3],
         reference=lambda n, seed: np.random.default_rng(seed).random((n, 16, 16, 3)),
         accuracy=lambda asks, pictures: float(np.mean([ask == "yes" for ask, _ in zip(asks, pictures, strict=True)])),
-        diversity=lambda pictures: 2.0,
+        correct=lambda asks, pictures: [ask == "yes" for ask, _ in zip(asks, pictures, strict=True)],
     )
     report = measure(plan(new_toy, task=task, asks=("yes", "no", "yes", "yes"))).report
     assert report.task == "grey"
     assert report.baseline.prompt_accuracy == 0.75
     assert report.baseline.shown == (True, False)
-    assert report.baseline.diversity == 2
+    assert 0 < report.baseline.diversity < 1
     assert report.baseline.frechet > 0
     assert report.noise.real_frechet is not None
     assert report.noise.accuracy_step == 0.25

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fewstep.accelerate import accelerate
-from fewstep.bench.timing import interleaved, measured, now, speedup
+from fewstep.bench.timing import Run, interleaved, measured, now, speedup
 from fewstep.models.model import Model
 
 
@@ -45,7 +45,9 @@ def overhead(pipe: Any, call: Mapping[str, Any], rounds: int) -> Overhead:
     """Call `pipe` in turn plain and with an empty recipe on, `rounds` times each, after one call to warm up."""
     pipe(**call)
     denoisers = list(Model(pipe).denoisers.values())
-    plain, empty, own = [], [], []
+    plain: list[Run] = []
+    empty: list[Run] = []
+    own: list[float] = []
     for _, name, (run, fewstep_seconds) in interleaved(
         {"plain": lambda _: (_timed(pipe, call, denoisers), 0.0), "empty": lambda _: _own(pipe, call, denoisers)},
         range(rounds),
@@ -66,11 +68,11 @@ def overhead(pipe: Any, call: Mapping[str, Any], rounds: int) -> Overhead:
     )
 
 
-def _timed(pipe: Callable[..., Any], call: Mapping[str, Any], denoisers: list[nn.Module]) -> Any:
+def _timed(pipe: Callable[..., Any], call: Mapping[str, Any], denoisers: list[nn.Module]) -> Run:
     return measured(lambda: pipe(**call), denoisers, 1)[1]
 
 
-def _own(pipe: Any, call: Mapping[str, Any], denoisers: list[nn.Module]) -> tuple[Any, float]:
+def _own(pipe: Any, call: Mapping[str, Any], denoisers: list[nn.Module]) -> tuple[Run, float]:
     """The run with the empty recipe on, and how much of it was not the pipeline's."""
     fast = accelerate(pipe, [])
     clocked = fast.pipe = _Clocked(pipe)

@@ -1,7 +1,7 @@
-"""How far pictures moved, and how good they are as a set.
+"""How far pictures moved from the baseline's of the same seeds.
 
-Fidelity (`psnr`, `ssim`) compares with the same-seed picture of the baseline. `frechet` compares two sets of features
-and knows no pairs. They are different things: fewer steps may give other pictures that are as good.
+That says nothing of how good they are as a set: fewer steps may give other pictures that are as good. For that a task's
+oracle is asked.
 """
 
 from __future__ import annotations
@@ -66,26 +66,3 @@ def _pairs(pictures: Array, baseline: Array) -> tuple[Array, Array]:
         raise InputError(f"Pictures are compared in pairs of one shape. Got {pictures.shape} and {baseline.shape}.")
     shape = (-1, *pictures.shape[-3:])
     return pictures.reshape(shape).astype(np.float64), baseline.reshape(shape).astype(np.float64)
-
-
-def frechet(features_a: Array, features_b: Array) -> float:
-    """Fréchet distance of the Gaussians through two sets of features (Heusel et al., arXiv 1706.08500, eq. 6).
-
-    |μa − μb|² + tr(Σa + Σb − 2 (Σa Σb)^½), for features (n, d) and (m, d). It falls with n and m even when nothing else
-    changes: compare figures of equal n and m only.
-
-    Raises:
-        InputError: fewer than two rows, or widths that differ.
-    """
-    if min(len(features_a), len(features_b)) < 2 or features_a.shape[1:] != features_b.shape[1:]:
-        raise InputError(
-            f"A Fréchet distance needs two or more rows of one width. Got {features_a.shape} and {features_b.shape}."
-        )
-    a, b = features_a.astype(np.float64), features_b.astype(np.float64)
-    cov_a, cov_b = np.atleast_2d(np.cov(a, rowvar=False)), np.atleast_2d(np.cov(b, rowvar=False))
-    # tr (Σa Σb)^½ = tr (Σa^½ Σb Σa^½)^½, and the right side is symmetric: exact also where a covariance is singular.
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0)).sum()
-    shift = a.mean(axis=0) - b.mean(axis=0)
-    return float(max(shift @ shift + np.trace(cov_a) + np.trace(cov_b) - 2 * cross, 0.0))

@@ -8,57 +8,63 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from fewstep.bench.quality import SAME, Array, frechet, psnr, ssim
+from fewstep.bench.quality import SAME, Array, psnr, ssim
 from fewstep.bench.report.schema import NoiseFloor, Row
 from fewstep.bench.session import Record
 from fewstep.bench.timing import spread
 from fewstep.bench.verdict import judged, suspicion
+from fewstep.zoo import metrics
+from fewstep.zoo.evaluate import REAL, REAL_SEED
+from fewstep.zoo.metrics import frechet
+from fewstep.zoo.tasks import Task
 
-REFERENCE = 1024  # real pictures that features are compared with
-REFERENCE_SEED = 7001  # drawn apart from every prompt's seed
+VARIED = 256  # of the real pictures, those whose differences diversity is a part of
 
 
 @dataclass(frozen=True)
 class Judge:
     """The oracle's side: what each prompt asked, and the real pictures. Without a task it measures nothing."""
 
-    task: Any | None
+    task: Task | None
     asks: tuple[Any, ...]
 
     @cached_property
-    def reference(self) -> Any:
+    def real(self) -> Any:
+        """Features of the real pictures that every row is compared with."""
         assert self.task is not None
-        return self.task.features(self.task.reference(REFERENCE, REFERENCE_SEED))
+        return self.task.features(self.task.reference(REAL, REAL_SEED))
 
     def quality(self, pictures: Array) -> dict[str, float | None]:
-        """prompt_accuracy, frechet and diversity of pictures of the first prompts."""
+        """prompt_accuracy, frechet and diversity of pictures of the first prompts.
+
+        Diversity is taken over all prompts: how far the pictures differ, as a part of how far real ones do.
+        """
         if self.task is None:
             return {"prompt_accuracy": None, "frechet": None, "diversity": None}
+        features = self.task.features(pictures)
         return {
-            "prompt_accuracy": float(self.task.accuracy(self.asks[: len(pictures)], pictures)),
-            "frechet": frechet(self.task.features(pictures), self.reference),
-            "diversity": float(self.task.diversity(pictures)),
+            "prompt_accuracy": self.task.accuracy(self.asks[: len(pictures)], pictures),
+            "frechet": frechet(features, self.real),
+            "diversity": metrics.spread(features) / metrics.spread(self.real[:VARIED]),
         }
 
     def shown(self, pictures: Array) -> tuple[bool | None, ...]:
         """For each picture whether the oracle sees what its prompt asked for."""
         if self.task is None:
             return (None,) * len(pictures)
-        return tuple(
-            bool(self.task.accuracy(self.asks[i : i + 1], pictures[i : i + 1]) == 1) for i in range(len(pictures))
-        )
+        return tuple(self.task.correct(self.asks[: len(pictures)], pictures))
 
     def distance(self, pictures: Array, baseline: Array) -> float:
         """How bad a set of pictures is: its Fréchet distance; without a task how far it is from the baseline's."""
         if self.task is None:
             return SAME - psnr(pictures, baseline)
-        return frechet(self.task.features(pictures), self.reference)
+        return frechet(self.task.features(pictures), self.real)
 
     def real_frechet(self, samples: int) -> float | None:
         """The distance that as many real pictures have: the best possible figure at this number of samples."""
         if self.task is None:
             return None
-        return frechet(self.task.features(self.task.reference(samples, REFERENCE_SEED + 1)), self.reference)
+        return frechet(self.task.features(self.task.reference(samples, REAL_SEED + 1)), self.real)
 
 
 def rows_of(

@@ -23,6 +23,7 @@ from fewstep.bench.session import InPairs, Progress, Record, Session, Setting, S
 from fewstep.bench.solvers import STEPS
 from fewstep.errors import InputError, bad_value
 from fewstep.machine import Machine, versions
+from fewstep.zoo.tasks import Task
 
 PICTURES_SHOWN = 8
 NOISE_SEED = 1000  # the first prompt's noise; every next prompt has the next
@@ -49,7 +50,7 @@ class Plan:
     growth: tuple[Any, ...] = ()
     grows_from: str | None = None
     finals: tuple[tuple[str, tuple[Any, ...]], ...] = ()
-    task: Any | None = None
+    task: Task | None = None
     asks: tuple[Any, ...] = ()
     batch: int = 16
     rounds: tuple[int, int] = (3, 3)
@@ -157,7 +158,7 @@ def _measured(plan: Plan, session: Session, kept: dict[str, bool], repeat: Any, 
     report = Report(
         title=plan.title,
         model=plan.model,
-        task=getattr(plan.task, "name", None),
+        task=plan.task.name if plan.task else None,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command(),
         **surroundings(),
