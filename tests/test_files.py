@@ -41,12 +41,19 @@ def test_a_full_disk_changes_nothing(tmp_path: Path) -> None:
     place = tmp_path / "weights.bin"
     place.write_text("precious")
     with (
-        pytest.raises(MachineError, match=r"Could not write .*weights\.bin: No space left on device"),
+        pytest.raises(MachineError, match=r"Could not write .*weights\.bin: the disk is full"),
         replacing(place),
     ):
         fill_the_disk(place)
     assert place.read_text() == "precious"
     assert os.listdir(tmp_path) == ["weights.bin"]
+
+
+@pytest.mark.parametrize("said", ["I/O error: No space left on device (os error 28)", "unexpected pos 64 vs 0"])
+def test_a_full_disk_that_a_library_reports_in_its_own_error(tmp_path: Path, said: str) -> None:
+    with pytest.raises(MachineError, match="the disk is full"), replacing(tmp_path / "weights.bin"):
+        raise RuntimeError(said)
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_error_of_the_block_passes_and_changes_nothing(tmp_path: Path) -> None:

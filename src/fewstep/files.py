@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import InputError, MachineError
+
+FULL = ("No space left on device", "unexpected pos")
 
 
 @contextmanager
@@ -30,11 +33,23 @@ def replacing(path: Path | str) -> Iterator[Path]:
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         yield aside / path.name
         _swap(aside / path.name, path, aside / "old")
-    except OSError as error:
-        raise MachineError(f"Could not write {path}: {error.strerror or error}. Nothing there was changed.") from error
+    except Exception as error:
+        if not isinstance(error, OSError) and not disk_is_full(error):
+            raise
+        why = "the disk is full" if disk_is_full(error) else getattr(error, "strerror", None) or error
+        raise MachineError(f"Could not write {path}: {why}. Nothing there was changed.") from error
     finally:
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Also where a library says it in an error of its own, as safetensors and torch.save (its "unexpected pos") do."""
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or any(words in str(error) for words in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _swap(new: Path, place: Path, old: Path) -> None:

@@ -6,9 +6,8 @@ bug of fewstep, and shows its traceback.
 
 from __future__ import annotations
 
-import errno
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import typer
 
@@ -17,6 +16,7 @@ from fewstep.cli import bench, demo, distill, doctor, generate, recipe, zoo
 from fewstep.cli.quiet import quiet
 from fewstep.cli.show import note
 from fewstep.errors import FewstepError
+from fewstep.files import disk_is_full
 
 REFUSED = 2
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:
-        if _disk_is_full(error):
+        if disk_is_full(error):
             return _refuse("The disk is full; free some space and run the same command again. Saved files are whole.")
         if isinstance(error, OSError) and error.filename is not None:
             return _refuse(f"Could not use {error.filename}: {error.strerror}.")
@@ -78,18 +78,3 @@ def _refuse(message: str) -> int:
     for sentence in message.splitlines():
         note(f"error: {sentence}")
     return REFUSED
-
-
-def _disk_is_full(error: BaseException) -> bool:
-    """Also where a library says it in an error of its own, as safetensors and torch.save (its "unexpected pos") do."""
-    return any(
-        (isinstance(cause, OSError) and cause.errno == errno.ENOSPC)
-        or any(words in str(cause) for words in ("No space left on device", "unexpected pos"))
-        for cause in _causes(error)
-    )
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
