@@ -16,7 +16,7 @@ from fewstep.distill.paths import PathSettings, PathTask, make_paths, start_from
 from fewstep.errors import CheckpointError, InputError
 from fewstep.models.tracing.cond import LIST, Cond
 from fewstep.models.tracing.leaves import same
-from tests.distill.toys import path_task, teacher
+from tests.distill.toys import net, path_task, teacher
 
 SETTINGS = PathSettings(batch=4, shard=6)
 
@@ -58,7 +58,7 @@ def test_paths_do_not_depend_on_batch_shard_or_interruption(tmp_path, monkeypatc
         (tmp_path / "parts" / shard["file"]).unlink()
     index["shards"] = index["shards"][:1]
     (tmp_path / "parts" / INDEX).write_text(json.dumps(index))
-    parts = make(tmp_path / "parts").read(range(14))
+    parts = make(tmp_path / "parts", settings=replace(SETTINGS, batch=3, shard=5)).read(range(14))
     torch.testing.assert_close(parts.states, one.states)
     assert torch.equal(parts.cond, one.cond)
 
@@ -71,11 +71,23 @@ def test_shards_that_are_there_are_not_made_again(tmp_path):
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("shard-*")}
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"solver": "euler"}, {"shard": 7}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"solver": "euler"}, {"stored": "float16"}])
 def test_paths_made_otherwise_are_refused(tmp_path, change):
     make(tmp_path)
     with pytest.raises(InputError, match=f"made with {next(iter(change))} = "):
         make(tmp_path, settings=replace(SETTINGS, **change))
+
+
+def test_another_teacher_is_refused(tmp_path):
+    def other(seed):
+        return replace(teacher(), module=net(seed))
+
+    make_paths(other(0), path_task(6, 4, 8), tmp_path, SETTINGS, show=False)
+    make_paths(other(0), path_task(6, 4, 8), tmp_path, SETTINGS, show=False)
+    with pytest.raises(InputError, match="made with teacher = "):
+        make_paths(other(1), path_task(6, 4, 8), tmp_path, SETTINGS, show=False)
+    with pytest.raises(InputError, match="made with guidance = None, and these have 2"):
+        make_paths(other(0), path_task(6, 4, 8), tmp_path, SETTINGS, facts={"guidance": 2}, show=False)
 
 
 def test_other_steps_or_prompts_are_refused(tmp_path):

@@ -9,6 +9,7 @@ stays small whatever the size of the set.
 from __future__ import annotations
 
 import hashlib
+import json
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -109,6 +110,11 @@ class PathSet:
     @property
     def times(self) -> tuple[float, ...]:
         return self.index.times[:: self._stride]
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells sets apart that were made otherwise."""
+        return hashlib.sha256(json.dumps([self.times, self.index.made_with], sort_keys=True).encode()).hexdigest()[:16]
 
     def batches(self, size: int, seed: int = 0, device: torch.device | str = "cpu") -> Callable[[int], PathBatch]:
         """Step -> its batch of `size`: the set in a new random order each epoch, the same for the same step and seed.

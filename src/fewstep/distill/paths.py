@@ -5,7 +5,7 @@ Every sample's noise is drawn from its own number: paths do not depend on the ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -20,9 +20,9 @@ from fewstep.diffusion.samplers import sampler
 from fewstep.diffusion.schedule import Denoiser, Schedule, Time
 from fewstep.distill import conditions
 from fewstep.distill.data import CONDITION, INDEX, STATES, Index, PathSet, Shard, checksum
-from fewstep.distill.precision import Precision, autocast, check_precision, compiled
+from fewstep.distill.precision import Precision, autocast, check_precision, compiled, uncompiled
 from fewstep.distill.progress import bar, patience
-from fewstep.distill.roles import Swappable, device_of
+from fewstep.distill.roles import Swappable, device_of, fingerprint
 from fewstep.distill.seeds import generator
 from fewstep.errors import InputError, MachineError, bad_value
 from fewstep.files import replacing
@@ -105,30 +105,36 @@ class PathTask:
 
 
 def make_paths(
-    teacher: Swappable, task: PathTask, folder: Path | str, settings: PathSettings | None = None, *, show: bool = True
+    teacher: Swappable,
+    task: PathTask,
+    folder: Path | str,
+    settings: PathSettings | None = None,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    show: bool = True,
 ) -> PathSet:
     """Run the teacher and store its paths in `folder`, going on after the shards that are there.
 
-    Ctrl-C finishes and keeps the shard in hand, then leaves.
+    `facts` is what else must be equal to go on, as JSON: how the teacher is guided, for one. Ctrl-C finishes and keeps
+    the shard in hand, then leaves.
 
     Raises:
         InputError: the folder holds paths that were made otherwise.
         MachineError: the disk is full, or this machine can't compile.
     """
     settings, folder = settings or PathSettings(), Path(folder)
-    index = _started(folder, task, settings)
-    total, size = len(task.prompts), settings.shard
-    done = min(total, len(index.shards) * size)
+    index = _started(folder, task, settings, {"teacher": fingerprint(teacher.module), **(facts or {})})
+    total, done = len(task.prompts), sum(shard.samples for shard in index.shards)
     with (
         compiled([teacher.module], settings.compile),
         patience() as user,
         bar("teacher paths", total, done, show=show) as progress,
     ):
-        for start in range(done, total, size):
+        for start in range(done, total, settings.shard):
             if user.over:
                 raise KeyboardInterrupt
-            samples = range(start, min(start + size, total))
-            name = f"shard-{start // size:05d}.safetensors"
+            samples = range(start, min(start + settings.shard, total))
+            name = f"shard-{len(index.shards):05d}.safetensors"
             _write(folder / name, _run(teacher, task, samples, settings, progress))
             shard = Shard(name, checksum(folder / name), len(samples))
             index = replace(index, shards=(*index.shards, shard))
@@ -136,15 +142,16 @@ def make_paths(
     return PathSet(folder, conditions.template_of(task.condition, task.prompts))
 
 
-def _started(folder: Path, task: PathTask, settings: PathSettings) -> Index:
+def _started(folder: Path, task: PathTask, settings: PathSettings, facts: Mapping[str, Any]) -> Index:
     """The index of what is there, if it is of the same paths, or a new one."""
     digest = sha256("\n".join(str(prompt) for prompt in task.prompts).encode()).hexdigest()
     made_with = {
+        **facts,
         "prompts": len(task.prompts),
         "prompts_sha256": digest,
         "shape": list(task.shape),
         "teacher_times": list(task.times),
-        **{name: value for name, value in asdict(settings).items() if name not in ("batch", "compile")},
+        **{name: value for name, value in asdict(settings).items() if name not in ("batch", "shard", "compile")},
     }
     if not (folder / INDEX).exists():
         index = Index(task.kept, made_with)
@@ -152,10 +159,11 @@ def _started(folder: Path, task: PathTask, settings: PathSettings) -> Index:
         return index
     index = Index.read(folder)
     now = {**made_with, "times": list(task.kept)}
-    for name, value in {**index.made_with, "times": list(index.times)}.items():
-        if now.get(name) != value:
+    before = {**index.made_with, "times": list(index.times)}
+    for name in dict.fromkeys([*before, *now]):
+        if now.get(name) != before.get(name):
             raise InputError(
-                f"{folder} holds paths made with {name} = {value!r}, and these have {now.get(name)!r}: "
+                f"{folder} holds paths made with {name} = {before.get(name)!r}, and these have {now.get(name)!r}: "
                 "take the same to go on with them, or another folder."
             )
     return index
@@ -181,7 +189,8 @@ def _run(
 @torch.no_grad()
 def _run_batch(teacher: Swappable, task: PathTask, samples: range, settings: PathSettings) -> dict[str, Tensor]:
     device = device_of(teacher.module)
-    cond, rows = conditions.of(task.condition, task.prompts[samples.start : samples.stop])
+    with uncompiled(teacher.module):
+        cond, rows = conditions.of(task.condition, task.prompts[samples.start : samples.stop])
     noise = torch.stack([torch.randn(task.shape, generator=generator(settings.seed, "noise", i)) for i in samples])
     recorder = _Recorder(teacher, task.kept[:-1])
     with autocast(device, settings.precision):

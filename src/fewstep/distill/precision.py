@@ -7,10 +7,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, get_args
 
 import torch
+import torch._dynamo
 from torch import nn
 
 from fewstep.errors import InputError, MachineError, bad_value
 from fewstep.machine import Machine
+
+VERSIONS = 64
 
 Precision = Literal["fp32", "bf16"]
 
@@ -43,7 +46,20 @@ def compiled(modules: Iterable[nn.Module], wanted: bool = True) -> Iterator[None
     for module in modules:
         module.compile()
     try:
-        yield
+        # Students and teachers are of one class, whose versions are counted together; past the limit they run slow.
+        with torch._dynamo.config.patch(recompile_limit=VERSIONS):
+            yield
     finally:
         for module in modules:
             module._compiled_call_impl = None
+
+
+@contextmanager
+def uncompiled(module: nn.Module) -> Iterator[None]:
+    """Calls of the module run plainly inside the block: for a trace, whose recorder must not be compiled in."""
+    kept = module._compiled_call_impl
+    module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        module._compiled_call_impl = kept

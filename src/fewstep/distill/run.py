@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
+SHARD = 512  # paths a file, about
 TRACE_STEPS = 4  # what a trace needs to check itself; more would only take longer
 
 
@@ -101,8 +102,10 @@ def _paths(
 
     times = tuple(flow_times(job.teacher_steps, shift))
     task = PathTask(prompts, condition, tuple(traced.noise.shape[1:]), times, job.kept)
-    settings = PathSettings(batch=job.batch, seed=job.seed, precision=job.precision, compile=job.compile)
-    made = make_paths(traced, task, job.paths or Path(job.out) / "paths", settings, show=show)
+    shard = job.batch * max(1, SHARD // job.batch)  # whole batches: an odd one would be compiled anew
+    settings = PathSettings(batch=job.batch, shard=shard, seed=job.seed, precision=job.precision, compile=job.compile)
+    facts = {"guidance": dict(traced.weights)}
+    made = make_paths(traced, task, job.paths or Path(job.out) / "paths", settings, facts=facts, show=show)
     return PathSet(made.folder, made.template, job.steps if job.method == "kd" else None)
 
 
@@ -124,7 +127,7 @@ def _train_progressive(traced: TracedDenoiser, paths: PathSet, job: Job, shift: 
 def _trained(distiller: Distiller[Any], paths: PathSet, job: Job, folder: str, title: str, show: bool) -> nn.Module:
     facts = {
         **{name: getattr(job, name) for name in ("method", "batch", "stages")},
-        **{"start": str(job.start), "times": list(paths.times), "paths": len(paths), "loss": asdict(job.distance)},
+        **{"start": str(job.start), "paths": paths.fingerprint, "loss": asdict(job.distance)},
     }
     device = device_of(distiller.modules["student"])
     batches = paths.batches(job.batch, job.seed, device)
