@@ -383,6 +383,72 @@ def dit() -> Tiny:
     return pipe, {"class_labels": [3], "guidance_scale": 4.0}
 
 
+def mochi() -> Tiny:
+    torch.manual_seed(0)
+    transformer = diffusers.MochiTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        pooled_projection_dim=16,
+        in_channels=4,
+        text_embed_dim=16,
+        time_embed_dim=4,
+        max_sequence_length=16,
+    )
+    empty = nothing("vae", "text_encoder", "tokenizer")
+    pipe = diffusers.MochiPipeline(transformer=eval_(transformer), scheduler=flow(invert_sigmas=True), **empty)
+    mask = torch.ones(1, 16, dtype=torch.bool)
+    embeds = {"prompt_embeds": noise(1, 16, 16), "negative_prompt_embeds": noise(1, 16, 16, seed=1)}
+    masks = {"prompt_attention_mask": mask, "negative_prompt_attention_mask": mask}
+    return pipe, {"height": 32, "width": 32, "num_frames": 7, "guidance_scale": 4.5, **embeds, **masks}
+
+
+def lumina2() -> Tiny:
+    torch.manual_seed(0)
+    transformer = diffusers.Lumina2Transformer2DModel(
+        sample_size=4,
+        in_channels=4,
+        hidden_size=24,
+        num_layers=1,
+        num_refiner_layers=1,
+        num_attention_heads=3,
+        num_kv_heads=1,
+        multiple_of=16,
+        axes_dim_rope=(4, 2, 2),
+        axes_lens=(128, 128, 128),
+        cap_feat_dim=32,
+    )
+    empty = nothing("vae", "text_encoder", "tokenizer")
+    scheduler = flow(use_dynamic_shifting=True)
+    pipe = diffusers.Lumina2Pipeline(transformer=eval_(transformer), scheduler=scheduler, **empty)
+    mask = torch.ones(1, 7, dtype=torch.bool)
+    embeds = {"prompt_embeds": noise(1, 7, 32), "negative_prompt_embeds": noise(1, 7, 32, seed=1)}
+    masks = {"prompt_attention_mask": mask, "negative_prompt_attention_mask": mask}
+    return pipe, {"height": 64, "width": 64, "guidance_scale": 4.0, **embeds, **masks}
+
+
+def z_image() -> Tiny:
+    torch.manual_seed(0)
+    transformer = diffusers.ZImageTransformer2DModel(
+        in_channels=4,
+        dim=32,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[8, 4, 4],
+        axes_lens=[256, 32, 32],
+    )
+    for token in (transformer.x_pad_token, transformer.cap_pad_token):  # made without numbers in them
+        token.data.normal_()
+    empty = nothing("vae", "text_encoder", "tokenizer")
+    scheduler = flow(use_dynamic_shifting=True)
+    pipe = diffusers.ZImagePipeline(transformer=eval_(transformer), scheduler=scheduler, **empty)
+    embeds = {"prompt_embeds": [noise(7, 16)], "negative_prompt_embeds": [noise(5, 16, seed=1)]}
+    return pipe, {"height": 64, "width": 64, "guidance_scale": 5.0, **embeds}
+
+
 PIPELINES: dict[str, Callable[[], Tiny]] = {
     "flux": flux,
     "flux_true_cfg": flux_true_cfg,
@@ -405,4 +471,7 @@ PIPELINES: dict[str, Callable[[], Tiny]] = {
     "sdxl": sdxl,
     "sdxl_rescaled": sdxl_rescaled,
     "dit": dit,
+    "mochi": mochi,
+    "lumina2": lumina2,
+    "z_image": z_image,
 }

@@ -62,8 +62,11 @@ class Manifest:
         for name in ("call", "shares", "made_by"):
             if not isinstance(value.get(name, {}), dict):
                 raise InputError(bad_value(name, str(path), "a JSON object", value[name]))
-        if value.get("times") is not None:
-            value["times"] = tuple(float(t) for t in value["times"])
+        times = value.get("times")
+        if times is not None:
+            if not isinstance(times, list) or not all(isinstance(t, (int, float)) for t in times):
+                raise InputError(bad_value("times", str(path), "a list of numbers", times))
+            value["times"] = tuple(float(t) for t in times)
         return cls(**value)
 
     def write(self, folder: Path | str) -> None:

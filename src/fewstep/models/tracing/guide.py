@@ -193,7 +193,8 @@ def _gap(ours: Tensor, y: Tensor) -> float:
 
 
 def _length(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return length
 
 
 def _spread(x: Tensor) -> Tensor:

@@ -57,6 +57,8 @@ def find_timeline(
     name = type(scheduler).__name__
     best = float("inf")
     for line in _candidates(scheduler, timesteps):
+        if line.starts[0] <= line.ends[0]:  # towards noise
+            continue
         try:
             error = float((line.euler_step(0, x, model_output).double() - result.double()).abs().max())
         except InputError:  # a prediction that is not defined at that time
