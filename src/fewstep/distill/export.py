@@ -113,6 +113,7 @@ def check_steps(pipe: DiffusionPipeline, component: str, manifest: Manifest, exa
         samples.append(next(len(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
         return forward(*args, **kwargs)
 
+    pipe.set_progress_bar_config(disable=True)
     with wrapped(getattr(pipe, component), counted):
         pipe(**{**manifest.call, **example, "num_inference_steps": manifest.steps, "output_type": "latent"})
     used = tuple(float(sigma) for sigma in pipe.scheduler.sigmas)
