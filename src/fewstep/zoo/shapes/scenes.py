@@ -160,9 +160,7 @@ def _place(rng: np.random.Generator, kinds: list[_Kind], tries: int = 60) -> tup
             radius = float(rng.uniform(*RADII[kind.size]))
             low, high = radius + MARGIN, IMAGE_SIZE - radius - MARGIN
             x, y = (float(v) for v in rng.uniform(low, high, 2))
-            clear = all(
-                max(abs(x - o.x), abs(y - o.y)) > radius + o.radius + 2 * MARGIN for o in placed
-            )
+            clear = all(max(abs(x - o.x), abs(y - o.y)) > radius + o.radius + 2 * MARGIN for o in placed)
             if clear:
                 placed.append(Thing(kind.shape, kind.colour, kind.size, kind.fill, x, y, radius))
                 break
@@ -238,10 +236,9 @@ def sample_prompt(rng: np.random.Generator) -> tuple[str, Ask]:
 
 def vocabulary() -> list[str]:
     """Every word that `describe` can use, sorted; the tokenizer is made from it."""
-    tables: list[dict[str, tuple[str, ...]]] = [
-        dict(SHAPE_WORDS), dict(COLOUR_WORDS), dict(SIZE_WORDS), dict(FILL_WORDS), dict(RELATION_WORDS)
-    ]  # fmt: skip
-    words = {w for table in tables for phrases in table.values() for phrase in phrases for w in phrase.split()}
+    tables = (SHAPE_WORDS, COLOUR_WORDS, SIZE_WORDS, FILL_WORDS, RELATION_WORDS)
+    phrases = [phrase for table in tables for worded in table.values() for phrase in worded]
+    words = {word for phrase in phrases for word in phrase.split()}
     words |= {_plural(w) for phrases in SHAPE_WORDS.values() for w in phrases}
     words |= {w for opening in OPENINGS for w in opening.split()}
     words |= {*NUMBERS.values(), *TONES, *TEXTURES, "a", "an", "and", "are", "on", "background", ","}
