@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from fewstep.errors import CheckpointError, InputError, MachineError
+from fewstep.errors import CheckpointError, InputError
 from fewstep.files import read_json, replacing, write_json
 
 KEEP = 2  # the newest, and one before it in case a disk damages the newest
@@ -32,15 +32,12 @@ def save(run: Path, step: int, modules: Mapping[str, nn.Module], optimizers: Any
         MachineError: the disk is full or can't be written to; the checkpoints before stay.
     """
     place = _folder(run) / f"step-{step:08d}"
-    try:
-        with replacing(place) as aside:
-            aside.mkdir()
-            for name, module in modules.items():
-                save_model(module, str(aside / f"{name}.safetensors"))
-            torch.save(optimizers, aside / "optimizers.pt")
-            write_json(aside / "state.json", {**state, "step": step})
-    except (SafetensorError, RuntimeError) as error:  # what both libraries make of a full disk
-        raise MachineError(f"Could not write the checkpoint {place}: {error}. Those before it are whole.") from error
+    with replacing(place) as aside:
+        aside.mkdir()
+        for name, module in modules.items():
+            save_model(module, str(aside / f"{name}.safetensors"))
+        torch.save(optimizers, aside / "optimizers.pt")
+        write_json(aside / "state.json", {**state, "step": step})
     for old in saved(run)[:-KEEP]:
         shutil.rmtree(old)
     return place

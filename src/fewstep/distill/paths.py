@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from fewstep.distill.precision import Precision, autocast, check_precision, comp
 from fewstep.distill.progress import bar, patience
 from fewstep.distill.roles import Swappable, device_of, fingerprint
 from fewstep.distill.seeds import generator
-from fewstep.errors import InputError, MachineError, bad_value
+from fewstep.errors import InputError, bad_value
 from fewstep.files import replacing
 
 Condition = Callable[[Sequence[Any]], Any]
@@ -228,8 +227,5 @@ def _one_row_if_equal(value: Tensor) -> Tensor:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    try:
-        with replacing(path) as aside:
-            save_file(tensors, str(aside))
-    except SafetensorError as error:  # what it makes of a full disk
-        raise MachineError(f"Could not write {path}: {error}. The shards before it are whole.") from error
+    with replacing(path) as aside:
+        save_file(tensors, str(aside))
