@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline, FluxPipeline
 
 from fewstep.errors import CheckpointError, InputError
 from fewstep.models import load as loading
-from fewstep.models.load import load, resolve
+from fewstep.models.load import load, resolve, with_defaults
 from fewstep.models.manifest import Manifest, manifest_of
 from fewstep.zoo.shapes.pipeline import build_pipeline
 
@@ -130,3 +130,10 @@ def test_an_unreadable_config_is_refused_in_one_sentence(zoo: Path, tmp_path: Pa
     (tmp_path / "odd" / "model_index.json").write_text('{"_class_name": "NoSuchPipeline"}')
     with pytest.raises(InputError, match="Could not load a pipeline from"):
         load(tmp_path / "odd")
+
+
+def test_a_default_negative_prompt_serves_a_list_of_prompts(zoo: Path) -> None:
+    guided = Manifest("teacher", call={**CALL, "negative_prompt": "", "true_cfg_scale": 2.0})
+    pipe = with_defaults(load(zoo / "teacher"), guided)
+    assert len(pipe(["a red ring", "a blue box"]).images) == 2
+    assert len(pipe("a red ring").images) == 1

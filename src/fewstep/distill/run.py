@@ -28,7 +28,7 @@ from fewstep.distill.prompts import PromptSource, read_prompts
 from fewstep.distill.roles import device_of, student_of
 from fewstep.errors import InputError
 from fewstep.machine import versions
-from fewstep.models.load import load, resolve
+from fewstep.models.load import for_each, load, resolve
 from fewstep.models.manifest import Manifest, manifest_of
 from fewstep.models.trace import TracedDenoiser, trace
 
@@ -96,8 +96,7 @@ def _paths(
     negative = {**_defaults(pipe), **job.call}.get("negative_prompt")
 
     def condition(some: Sequence[Any]) -> Any:
-        # One for each prompt: some pipelines do not spread a single negative prompt over a batch.
-        each = {"negative_prompt": [negative] * len(some)} if isinstance(negative, str) else {}
+        each = {} if negative is None else {"negative_prompt": for_each(negative, list(some))}
         return traced.condition(prompt=list(some), **each)
 
     times = tuple(flow_times(job.teacher_steps, shift))

@@ -35,10 +35,10 @@ def load(source: str | Path, **kwargs: Any) -> DiffusionPipeline:
         InputError: no such zoo name or folder, a folder that is no pipeline, or a hub id that can't be had.
         CheckpointError: a weight file that is truncated or no safetensors.
     """
+    place = resolve(source)  # before the slow imports: a wrong name is told at once
     import torch
     from diffusers import DiffusionPipeline
 
-    place = resolve(source)
     if not {"dtype", "torch_dtype"} & set(kwargs):
         kwargs["dtype"] = torch.float32
     if isinstance(place, str):
@@ -102,9 +102,17 @@ def _defaulting(call: Callable[..., Any], defaults: dict[str, Any]) -> Callable[
             # a prompt given as embeddings takes the place of the text
             if name not in given and f"{name}_embeds" not in given
         }
+        if "negative_prompt" in filled:
+            prompt = signature.bind_partial(self, *args, **kwargs).arguments.get("prompt")
+            filled["negative_prompt"] = for_each(filled["negative_prompt"], prompt)
         return call(self, *args, **kwargs, **filled)
 
     return __call__
+
+
+def for_each(negative: Any, prompts: Any) -> Any:
+    """A single negative prompt once for each of a list of prompts: Flux's pipeline does not spread it over a batch."""
+    return [negative] * len(prompts) if isinstance(negative, str) and isinstance(prompts, list) else negative
 
 
 def _from_pretrained(pipeline_class: Any, place: str, kwargs: dict[str, Any]) -> DiffusionPipeline:

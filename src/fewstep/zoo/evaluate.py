@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fewstep.errors import InputError, bad_value
-from fewstep.models.manifest import manifest_of
+from fewstep.models.load import for_each
 from fewstep.zoo.metrics import frechet
 from fewstep.zoo.tasks import Task
 
@@ -111,8 +111,8 @@ def generate(
         for start in range(0, len(texts), batch):
             some = list(texts[start : start + batch])
             generators = [_generator(seed, i) for i in samples[start : start + batch]]
-            spread = {**call, **_negative_for_each(pipe, call, len(some))}
-            images = pipe(prompt=some, generator=generators, output_type="np", **spread).images
+            own = {name: for_each(value, some) if name == "negative_prompt" else value for name, value in call.items()}
+            images = pipe(prompt=some, generator=generators, output_type="np", **own).images
             drawn.append(np.asarray(images, dtype=np.float32))
             bar.advance(work, len(some))
     return np.concatenate(drawn)
@@ -125,10 +125,3 @@ def _generator(seed: int, sample: int) -> torch.Generator:
     """On the CPU whatever the device: the noise is the same everywhere."""
     mixed = np.random.SeedSequence((seed, sample)).generate_state(1, np.uint64)[0]
     return torch.Generator("cpu").manual_seed(int(mixed >> np.uint64(1)))
-
-
-def _negative_for_each(pipe: Any, call: Mapping[str, Any], count: int) -> dict[str, list[str]]:
-    """The negative prompt once for each picture: Flux does not spread a single one over a batch."""
-    manifest = manifest_of(getattr(pipe, "pipe", pipe))
-    negative = {**(manifest.call if manifest else {}), **call}.get("negative_prompt")
-    return {"negative_prompt": [negative] * count} if isinstance(negative, str) else {}
