@@ -8,7 +8,7 @@ from itertools import permutations
 import numpy as np
 
 from fewstep.errors import InputError
-from fewstep.zoo.shapes.scenes import Ask, Scene, Thing, ThingAsk, holds, sample_scene
+from fewstep.zoo.shapes.scenes import APART, Ask, Relation, Scene, Thing, ThingAsk, holds, sample_scene
 
 TRIES = 20_000  # scenes drawn before a prompt is held to be unanswerable; the rarest take some hundreds
 
@@ -36,7 +36,13 @@ def sample_answer(ask: Ask, rng: np.random.Generator) -> Scene:
 
 def _fits(ask: Ask, things: tuple[Thing, ...]) -> bool:
     sizes = all(want.size in (None, thing.size) for want, thing in zip(ask.things, things, strict=True))
-    return sizes and (ask.relation is None or holds(ask.relation, things[0], things[1]))
+    return sizes and (ask.relation is None or _clearly(ask.relation, things[0], things[1]))
+
+
+def _clearly(relation: Relation, a: Thing, b: Thing) -> bool:
+    """`holds`, and as far from a diagonal as where `describe` names a relation."""
+    across, down = abs(a.x - b.x), abs(a.y - b.y)
+    return holds(relation, a, b) and max(across, down) >= APART and abs(across - down) >= APART / 3
 
 
 def _painted(want: ThingAsk, thing: Thing) -> Thing:

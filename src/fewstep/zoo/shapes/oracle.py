@@ -28,6 +28,7 @@ from fewstep.zoo.shapes.scenes import (
     Ask,
     Colour,
     Fill,
+    Scene,
     Shape,
     Size,
     Texture,
@@ -45,12 +46,12 @@ FAINT = 0.09  # tint at which a pixel belongs to an object: half of the palest o
 STAIN = 0.20  # a region whose strongest tint is below this is a stain of the background, not an object
 SPECK = 12  # pixels; a smaller region is noise (the smallest object, a small ring, covers 80)
 HUE = 0.94  # least cosine between an object's mean tint and its colour's: the closest two colours are at 0.95
-MISFIT = 0.10  # most of a template's energy that may be left unexplained; real pictures leave 0.01, blurred ones 0.02
+MISFIT = 0.13  # most of a template's energy that may be left unexplained; real pictures leave 0.01, a missing quarter 0.2
 PERFECT = 0.012  # misfit below which no other shape can be meant: the next best leaves more than three times as much
 GAIN = (0.70, 1.30)  # how strong an object's colour may be, as a part of the true one
 SLACK = 1.2  # pixels by which a radius may leave the ranges of `RADII`
 CANDIDATES = 3  # shapes that are worth refining
-BLURS = (1, 2, 3)  # how often templates are smoothed, tried in turn
+BLURS = (1, 2)  # how often templates are smoothed, tried in turn
 STEPS = (1.0, 0.5, 0.25)  # pixels: one round of refinement each, with slopes taken over this far
 
 
@@ -98,6 +99,21 @@ def answers(ask: Ask, reading: Reading) -> bool:
         and (ask.relation is None or holds(ask.relation, order[0], order[1]))
         for order in permutations(reading.things)
     )
+
+
+def matches(scene: Scene, reading: Reading) -> bool:
+    """Whether the picture was read as all that `scene` is: every object, to a pixel, no other, and the tone.
+
+    The texture is not judged.
+    """
+    if reading.unreadable or len(reading.things) != len(scene.things) or reading.tone != scene.tone:
+        return False
+    return all(any(_same(thing, seen) for seen in reading.things) for thing in scene.things)
+
+
+def _same(a: Thing, b: Thing) -> bool:
+    alike = (a.shape, a.colour, a.size, a.fill) == (b.shape, b.colour, b.size, b.fill)
+    return alike and max(abs(a.x - b.x), abs(a.y - b.y), abs(a.radius - b.radius)) < 1
 
 
 def _checked(image: NDArray[np.floating]) -> Array:
