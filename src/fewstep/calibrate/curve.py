@@ -36,9 +36,11 @@ class Curve:
 
     def __call__(self, value: float) -> float:
         """The curve at `value` ≥ 0; inf for NaN."""
-        if not value < self.x[-1]:
-            beyond = value / self.x[-1] if self.x[-1] > 0 and value == value else float("inf")
-            return self.y[-1] * beyond if value != self.x[-1] else self.y[-1]
+        last = self.x[-1]
+        if value == last:
+            return self.y[-1]
+        if not value < last:  # also NaN; a curve that knows no change but 0 tells nothing of a larger one
+            return self.y[-1] * value / last if last > 0 and value == value else float("inf")
         right = bisect_left(self.x, value)
         if right == 0:
             return self.y[0]

@@ -118,7 +118,7 @@ def for_each(negative: Any, prompts: Any) -> Any:
 def _from_pretrained(pipeline_class: Any, place: str, kwargs: dict[str, Any]) -> DiffusionPipeline:
     try:
         pipe: DiffusionPipeline = pipeline_class.from_pretrained(place, **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:  # the last: a class that diffusers does not have
         first = str(error).strip().splitlines()[0]
         raise InputError(f"Could not load a pipeline from {place}: {first}") from error
     return pipe

@@ -1,6 +1,6 @@
 """Find the denoiser inside a pipeline, and sample from it with another solver than the pipeline's own.
 
-Run it with: python examples/trace.py
+Run it with: python examples/find_denoiser.py
 """
 
 import torch

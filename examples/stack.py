@@ -1,6 +1,6 @@
 """Put a recipe on a pipeline, call it as before, see what engaged, and take it off again.
 
-Run it with: python examples/accelerate.py
+Run it with: python examples/stack.py
 """
 
 import time
