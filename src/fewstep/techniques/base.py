@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
@@ -62,7 +63,7 @@ class Engaged:
 
 
 @dataclass(frozen=True)
-class Technique:
+class Technique(ABC):
     """One trick as a frozen value. The fields of a subclass are what a recipe may say about it.
 
     A technique that matches nothing (no layer, no block) must not be applied in silence: `problems` names it, or, where
@@ -85,13 +86,13 @@ class Technique:
         """What is wrong with the values of the fields, one sentence each. The subclass's to fill."""
         return []
 
+    @abstractmethod
     def problems(self, model: Model, machine: Machine) -> list[str]:
         """Why this can't be applied here, one sentence each; empty when it can. Changes nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def apply(self, model: Model, machine: Machine) -> Engaged:
         """Change the pipeline in place. The caller has seen `problems` come back empty."""
-        raise NotImplementedError
 
     def given(self) -> dict[str, Any]:
         """The fields that differ from their defaults, as JSON values."""
