@@ -10,6 +10,7 @@ from typing import Any
 
 import diffusers
 import torch
+from PIL import Image
 from torch import Tensor
 
 Tiny = tuple[Any, dict[str, Any]]
@@ -449,6 +450,62 @@ def z_image() -> Tiny:
     return pipe, {"height": 64, "width": 64, "guidance_scale": 5.0, **embeds}
 
 
+def image_vae() -> Any:
+    torch.manual_seed(1)
+    down, up = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
+    config = {"block_out_channels": (4, 4), "down_block_types": down, "up_block_types": up, "shift_factor": 0.0}
+    return eval_(diffusers.AutoencoderKL(**config, norm_num_groups=2, latent_channels=4))
+
+
+def kontext() -> Tiny:
+    """The tokens of an image behind those of x_t."""
+    plain, call = flux_off()
+    empty = nothing("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    parts = {"transformer": plain.transformer, "scheduler": plain.scheduler, "vae": image_vae()}
+    pipe = diffusers.FluxKontextPipeline(**parts, **empty)
+    return pipe, {**call, "image": picture(), "_auto_resize": False, "max_area": 32 * 32}
+
+
+def img2img() -> Tiny:
+    """Only the last steps of the scheduler's list."""
+    plain, call = flux_off()
+    empty = nothing("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    parts = {"transformer": plain.transformer, "scheduler": plain.scheduler, "vae": image_vae()}
+    return diffusers.FluxImg2ImgPipeline(**parts, **empty), {
+        **call,
+        "image": picture(),
+        "strength": 0.7,
+        "num_inference_steps": 6,
+    }
+
+
+def inpaint(in_channels: int = 9) -> Tiny:
+    """A mask and an image's latents as further channels; or, with 4 channels, latents put back after each step."""
+    empty = nothing("text_encoder", "tokenizer", "safety_checker", "feature_extractor")
+    parts = {"unet": unet(in_channels=in_channels), "vae": image_vae(), "scheduler": ddim()}
+    pipe = diffusers.StableDiffusionInpaintPipeline(**parts, **empty, requires_safety_checker=False)
+    mask = Image.new("L", (32, 32), 255)
+    mask.paste(0, (0, 0, 16, 32))
+    embeds = {"prompt_embeds": noise(1, 7, 32), "negative_prompt_embeds": noise(1, 7, 32, seed=1)}
+    return pipe, {"image": picture(), "mask_image": mask, "height": 32, "width": 32, "guidance_scale": 5.0, **embeds}
+
+
+def pix2pix() -> Tiny:
+    """Three branches, in sigma space, with an image's latents as further channels."""
+    empty = nothing("text_encoder", "tokenizer", "safety_checker", "feature_extractor")
+    scheduler = diffusers.EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+    )
+    parts = {"unet": unet(in_channels=8), "vae": image_vae(), "scheduler": scheduler}
+    pipe = diffusers.StableDiffusionInstructPix2PixPipeline(**parts, **empty, requires_safety_checker=False)
+    embeds = {"prompt_embeds": noise(1, 7, 32), "negative_prompt_embeds": noise(1, 7, 32, seed=1)}
+    return pipe, {"image": picture(), "guidance_scale": 7.5, "image_guidance_scale": 1.5, **embeds}
+
+
+def picture() -> Image.Image:
+    return Image.new("RGB", (32, 32), (200, 30, 60))
+
+
 PIPELINES: dict[str, Callable[[], Tiny]] = {
     "flux": flux,
     "flux_true_cfg": flux_true_cfg,
@@ -474,4 +531,8 @@ PIPELINES: dict[str, Callable[[], Tiny]] = {
     "mochi": mochi,
     "lumina2": lumina2,
     "z_image": z_image,
+    "kontext": kontext,
+    "img2img": img2img,
+    "inpaint": inpaint,
+    "pix2pix": pix2pix,
 }

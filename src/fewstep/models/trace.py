@@ -13,11 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fewstep.errors import TraceError
 from fewstep.models.model import Model
 from fewstep.models.tracing.denoiser import TracedDenoiser
 from fewstep.models.tracing.explain import explain, read_condition
-from fewstep.models.tracing.moments import moments_of
+from fewstep.models.tracing.leaves import walk
+from fewstep.models.tracing.moments import Moment, moments_of
 from fewstep.models.tracing.record import record
 from fewstep.models.tracing.replay import replay, stochastic
 from fewstep.models.tracing.stages import Stage
@@ -33,7 +37,8 @@ def trace(pipe: Any, *, replay_tolerance: float = 1e-4, **call: Any) -> TracedDe
 
     Args:
         pipe: a diffusers pipeline with a `scheduler`.
-        replay_tolerance: the largest difference in latents (their own units, float32) that passes.
+        replay_tolerance: the largest difference in latents that passes. In sigma space, where latents are as large as
+            sigma, differences are divided by √(1 + sigma²). A pipeline in half precision needs 0.01 or more.
         call: keyword arguments of the pipeline's own call. Without a number of steps it runs a few.
 
     Raises:
@@ -43,6 +48,7 @@ def trace(pipe: Any, *, replay_tolerance: float = 1e-4, **call: Any) -> TracedDe
     full = _completed(pipe, call)
     tape = record(pipe, denoisers, full)
     moments, fold = moments_of(tape.steps, pipeline)
+    _check_precision(moments, replay_tolerance)
     if stochastic(tape.scheduler, moments[0]):
         raise TraceError(
             f"{type(tape.scheduler).__name__} adds noise at each step, so no replay can check a trace: "
@@ -81,6 +87,18 @@ def _completed(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     if "output_type" in takes:
         full.setdefault("output_type", "latent")
     return full
+
+
+def _check_precision(moments: Sequence[Moment], tolerance: float) -> None:
+    """Half precision rounds more than the tolerance allows, and would look like something unexplained."""
+    first = moments[0]
+    found = [first.x, first.model_output, *(value for _, value in walk(first.calls[0].output))]
+    for dtype in (value.dtype for value in found if isinstance(value, Tensor)):
+        if dtype in (torch.bfloat16, torch.float16) and tolerance < 1e-2:
+            raise TraceError(
+                f"The pipeline runs in {str(dtype).removeprefix('torch.')}, whose rounding is above the replay "
+                f"tolerance of {tolerance:g}: trace it in float32, or with a replay_tolerance of 0.01 or more."
+            )
 
 
 def _switch(pipe: Any, stages: Sequence[Stage]) -> float | None:

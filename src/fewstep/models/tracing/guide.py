@@ -73,10 +73,15 @@ def explains(guidance: Guidance, branches: Mapping[str, Tensor], y: Tensor) -> b
 
 
 def _sum(branches: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    if set(weights) == {"cond", "uncond"} and abs(sum(weights.values()) - 1) < 1e-9:
-        # The order in which pipelines compute it: so it is theirs to the bit, where a solver enlarges rounding.
-        return branches["uncond"] + weights["cond"] * (branches["cond"] - branches["uncond"])
-    return combine(branches, weights)
+    """Σ weight·branch. Weights that add up to 1 are applied to differences, as pipelines do: it rounds far less."""
+    others = [name for name in weights if name != "cond"]
+    if len(others) in (0, len(weights)) or abs(sum(weights.values()) - 1) > 1e-9:
+        return combine(branches, weights)
+    base = branches[others[0]]
+    total = base + weights["cond"] * (branches["cond"] - base)
+    for name in others[1:]:
+        total = total + weights[name] * (branches[name] - base)
+    return total
 
 
 def _linear(outputs: Sequence[Sequence[Tensor]], inputs: Sequence[Tensor], tolerance: float) -> Guidance | None:
@@ -146,11 +151,11 @@ def _solve(outputs: Sequence[Sequence[Tensor]], inputs: Sequence[Tensor]) -> tup
     y = torch.cat([y.double().flatten() for y in inputs])
     eps = max(torch.finfo(t.dtype).eps for t in [*inputs, *outputs[0]])
     spread = torch.linalg.svdvals(matrix)
-    # Rounding moves y by about eps of each element, whichever way; the weakest direction of the branches enlarges that.
-    doubt = float(4 * eps * matrix.norm() / spread[-1]) if spread[-1] > 0 else float("inf")
-    if doubt > 1e-2:
+    # Rounding moves each element by about eps, this way or that; the weakest direction of the branches enlarges it.
+    doubt = float(64 * eps * matrix.norm() / spread[-1]) / len(y) ** 0.5 if spread[-1] > 0 else float("inf")
+    if doubt > 1e-2 and len(columns) > 1:
         raise TraceError(
-            "The guidance branches gave the same output, so their weights can't be told apart: "
+            "The guidance branches gave the same output but for rounding, so their weights can't be told apart: "
             "trace with a prompt that differs from the negative prompt."
         )
     weights: list[float] = torch.linalg.lstsq(matrix, y[:, None]).solution[:, 0].tolist()

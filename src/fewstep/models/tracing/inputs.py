@@ -19,10 +19,17 @@ class Scaling:
 
     data: float | None = None  # sigma_data², None for no scaling
 
-    def __call__(self, t: Tensor | float) -> Tensor | float:
+    def __call__(self, x_t: Tensor, t: Tensor | float) -> Tensor:
+        """x_t as the network sees it; divided, not multiplied, to be the scheduler's own to the bit."""
         if self.data is None:
-            return 1.0
-        return (t**2 + self.data) ** -0.5 if isinstance(t, Tensor) else 1 / math.sqrt(t * t + self.data)
+            return x_t
+        if not isinstance(t, Tensor) or t.dim() == 0:
+            return x_t / self.divisor(float(t))
+        divisor = (t.double() ** 2 + self.data).sqrt().to(x_t.device, x_t.dtype)
+        return x_t / divisor.view(-1, *[1] * (x_t.dim() - 1))
+
+    def divisor(self, t: float) -> float:
+        return 1.0 if self.data is None else math.sqrt(t * t + self.data)
 
     @classmethod
     def fit(cls, times: Sequence[float], scales: Sequence[float], tolerance: float) -> Scaling | None:
@@ -33,7 +40,7 @@ class Scaling:
         for candidate in (cls(), cls(round(data[smallest], 4))):
             if candidate.data is not None and candidate.data < 0:
                 continue
-            if all(abs(float(candidate(t)) - s) <= tolerance * abs(s) for t, s in zip(times, scales, strict=True)):
+            if all(abs(s * candidate.divisor(t) - 1) <= tolerance for t, s in zip(times, scales, strict=True)):
                 return candidate
         return None
 
@@ -81,7 +88,7 @@ class InputForm:
         return ".".join(str(key) for key in (*self.path, "rest"))
 
     def build(self, x_t: Tensor, t: Tensor | float, rest: Tensor | None) -> Any:
-        x = x_t if self.scaling.data is None else x_t * _beside(self.scaling(t), x_t)
+        x = self.scaling(x_t, t)
         if self.dtype is not None:
             x = x.to(self.dtype)
         if self.repeats > 1:
@@ -168,9 +175,3 @@ def _scale(value: Tensor, x_t: Tensor, repeats: int) -> float | None:
     scale = float((wide * x).sum()) / norm
     tolerance = 4 * torch.finfo(value.dtype).eps * float(wide.abs().max())
     return scale if float((wide - scale * x).abs().max()) <= tolerance else None
-
-
-def _beside(scale: Tensor | float, x: Tensor) -> Tensor | float:
-    if not isinstance(scale, Tensor) or scale.dim() == 0:
-        return scale
-    return scale.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 1))

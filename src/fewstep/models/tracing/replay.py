@@ -20,7 +20,7 @@ from fewstep.models.tracing.timeline import Timeline
 def replay(
     denoiser: TracedDenoiser, scheduler: Any, moments: Sequence[Moment], timeline: Timeline, fold: int, tolerance: float
 ) -> float:
-    """The largest difference between recorded latents and ours, over both replays.
+    """The largest difference between recorded latents and ours, over both replays, in the size of noisy latents.
 
     First a copy of the pipeline's scheduler steps on our predictions; then, where the recorded steps are of first
     order, `samplers.euler` walks the whole path on our schedule.
@@ -28,12 +28,15 @@ def replay(
     Raises:
         TraceError: a difference above the tolerance; it names the step.
     """
-    first_order = max(_apart(timeline.euler_step(i, m.x, m.model_output), m.result) for i, m in enumerate(moments))
+    first_order = max(
+        _apart(timeline.euler_step(i, m.x, m.model_output), m.result) / timeline.size(i) for i, m in enumerate(moments)
+    )
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         error = _on_scheduler(denoiser, scheduler, moments, timeline, fold, tolerance)
         if first_order < tolerance:
             ours = euler(denoiser, moments[0].x, denoiser.times)
-            error = max(error, _checked(ours, moments[-1].result, "our euler sampler", len(moments), tolerance))
+            off = _apart(ours, moments[-1].result) / timeline.size(len(moments) - 1)
+            error = max(error, _checked(off, "our euler sampler", len(moments), tolerance))
     return error
 
 
@@ -71,18 +74,18 @@ def _on_scheduler(
             sample=torch.cat([x.to(moment.x.dtype)] * fold),
         )
         x = result[: len(result) // fold].to(moment.x.dtype)
-        error = max(error, _checked(x, moment.result, "the pipeline's own scheduler", i + 1, tolerance))
+        off = _apart(x, moment.result) / timeline.size(i)
+        error = max(error, _checked(off, "the pipeline's own scheduler", i + 1, tolerance))
     return error
 
 
-def _checked(ours: Tensor, theirs: Tensor, by: str, steps: int, tolerance: float) -> float:
-    error = _apart(ours, theirs)
-    if not error < tolerance:  # also for nan
+def _checked(off: float, by: str, steps: int, tolerance: float) -> float:
+    if not off < tolerance:  # also for nan
         raise TraceError(
-            f"The replay with {by} differs from the pipeline after {steps} steps: its latents are off by {error:.2g}, "
+            f"The replay with {by} differs from the pipeline after {steps} steps: its latents are off by {off:.2g}, "
             f"where {tolerance:g} is allowed."
         )
-    return error
+    return off
 
 
 def _apart(a: Tensor, b: Tensor) -> float:

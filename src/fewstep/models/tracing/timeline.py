@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,11 @@ class Timeline:
         """The starts, each once (solvers of higher order ask twice at a time), and the end."""
         return (*dict.fromkeys(self.starts), self.ends[-1])
 
+    def size(self, i: int) -> float:
+        """How large x is at step i, at least 1: rounding grows with it, as with sigma in sigma space."""
+        t = self.starts[i]
+        return max(1.0, math.hypot(float(self.schedule.alpha(t)), float(self.schedule.sigma(t))))
+
     def euler_step(self, i: int, x: Tensor, model_output: Tensor) -> Tensor:
         """What a first-order step makes of the scheduler's input at step i."""
         prediction = model_output * self.sign
@@ -60,7 +66,8 @@ def find_timeline(
         if line.starts[0] <= line.ends[0]:  # towards noise
             continue
         try:
-            error = float((line.euler_step(0, x, model_output).double() - result.double()).abs().max())
+            gap = line.euler_step(0, x, model_output).double() - result.double()
+            error = float(gap.abs().max()) / line.size(0)
         except InputError:  # a prediction that is not defined at that time
             continue
         if error < tolerance:
