@@ -32,7 +32,7 @@ from fewstep.zoo.steps import Steps
 
 @dataclass(frozen=True)
 class Settings:
-    """One run. The defaults made the shipped weights."""
+    """One run. The defaults are those of the shipped weights; docs/log.md says what differed."""
 
     scenes: int = 64_000
     vae_steps: int = 1500
