@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fewstep.bench.report.schema import EngagedRow
-from fewstep.bench.verdict import judged, reuse, suspicion
+from fewstep.bench.verdict import judged, reuse, suspicion, weakness
 from tests.bench.synthetic import row
 
 BASELINE = row("baseline", "baseline", 100, 1, 0.95, 40, 100)
@@ -71,3 +71,11 @@ def test_reuse_is_read_from_the_counters() -> None:
     assert reuse(CACHE.facts) == pytest.approx(5 / 3)
     assert reuse({}) == 1
     assert reuse({"steps_reused": 3, "steps_computed": 0}) == 1
+
+
+def test_a_baseline_that_can_hardly_draw_is_said_to() -> None:
+    assert "0% of its pictures" in (weakness(row("baseline", "baseline", 100, 1, 0.0, 40, 100)) or "")
+    assert weakness(BASELINE) is None
+    assert (
+        weakness(row("4 steps", "steps", 8, 12, 0.0, 160, 17)) is None
+    )  # only the baseline is what all is compared with

@@ -12,7 +12,7 @@ from fewstep.bench.quality import SAME, Array, psnr, ssim
 from fewstep.bench.report.schema import NoiseFloor, Row
 from fewstep.bench.session import Record
 from fewstep.bench.timing import spread
-from fewstep.bench.verdict import judged, suspicion
+from fewstep.bench.verdict import judged, suspicion, weakness
 from fewstep.zoo import metrics
 from fewstep.zoo.evaluate import REAL, REAL_SEED
 from fewstep.zoo.metrics import frechet
@@ -115,10 +115,8 @@ def _alike(pictures: Array, baseline: Array) -> bool:
 
 def _with_verdict(row: Row, rows: Sequence[Row]) -> Row:
     verdict, why = judged(row, rows)
-    doubt = suspicion(row, rows)
-    return row.model_copy(
-        update={"verdict": verdict, "why": why, "warnings": (*row.warnings, *((doubt,) if doubt else ()))}
-    )
+    doubts = tuple(doubt for doubt in (weakness(row), suspicion(row, rows)) if doubt)
+    return row.model_copy(update={"verdict": verdict, "why": why, "warnings": (*row.warnings, *doubts)})
 
 
 def noise_floor(baseline: Record, repeat: Array, rows: Sequence[Row], judge: Judge) -> NoiseFloor:

@@ -12,6 +12,7 @@ from fewstep.bench.report.schema import Row, Verdict
 SPEED_MARGIN = 0.03  # of the speed-up
 FRECHET_MARGIN = 0.03  # of the distance
 PSNR_MARGIN = 0.5  # dB
+WEAK = 0.5  # prompt accuracy of a baseline below which keeping its quality is no merit
 BOUND_SLACK = 1.25  # over what the saved work allows, before a speed-up is called suspicious
 WORK_KEYS = ("steps_reused", "steps_computed")  # counters of a cache, from which its saved work follows
 
@@ -50,6 +51,16 @@ def as_good(rival: Row, row: Row) -> bool:
     return accurate and rival.frechet <= row.frechet * (1 + FRECHET_MARGIN)
 
 
+def weakness(row: Row) -> str | None:
+    """A sentence when `row` is a baseline too poor for quality to be compared with, else None."""
+    if row.kind != "baseline" or row.prompt_accuracy is None or row.prompt_accuracy >= WEAK:
+        return None
+    return (
+        f"The baseline itself shows what its prompts asked for in {row.prompt_accuracy:.0%} of its pictures: "
+        "speeds can be read here, verdicts on quality can't."
+    )
+
+
 def suspicion(row: Row, rows: Sequence[Row]) -> str | None:
     """A sentence when `row` is faster than its saved work allows, else None.
 
@@ -57,13 +68,15 @@ def suspicion(row: Row, rows: Sequence[Row]) -> str | None:
     other tricks showed alone; a quarter is allowed on top, for tricks that help each other and for noise.
     """
     baseline = next(r for r in rows if r.kind == "baseline")
+    if row is baseline:
+        return None
     names = {engaged.name for engaged in row.engaged}
     saved = baseline.nfe / row.nfe * prod(reuse(engaged.facts) for engaged in row.engaged)
     kernels = prod(
         max(1.0, r.speedup) for r in rows if r.kind == "alone" and _only(r) in names and _is_kernel(r, baseline)
     )
     bound = saved * kernels * BOUND_SLACK
-    if row.kind == "baseline" or row.speedup <= bound or (row.kind == "alone" and _is_kernel(row, baseline)):
+    if row.speedup <= bound or (row.kind == "alone" and _is_kernel(row, baseline)):
         return None
     return (
         f"{row.speedup:.1f}× is more than the saved work explains ({saved:.1f}× fewer evaluations, "
