@@ -142,7 +142,7 @@ def test_only_the_best_solver_has_a_row() -> None:
         call = type(pipe).__call__
 
         def short(self, **kwargs):
-            return call(self, height=64, width=64, max_sequence_length=32, **kwargs)
+            return call(self, height=64, width=64, max_sequence_length=24, **kwargs)
 
         pipe.__class__ = type("FluxPipeline", (type(pipe),), {"__call__": short})
         return pipe

@@ -23,7 +23,8 @@ from fewstep.recipe import Recipe
 
 Kind = Literal["baseline", "steps", "alone", "stack"]
 WARM_STEPS = 2  # enough to load, compile and allocate everything that a long call uses
-STEPLESS = frozenset({"precision", "quantize", "compile"})  # techniques to which the number of steps means nothing
+LEARN_FROM = 2  # prompts of the call that a technique learns from
+LEARNING = frozenset({"teacache"})  # techniques whose first call must be a long one, for they learn from it
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,19 @@ class Candidate:
 
     @property
     def warm_up_call(self) -> dict[str, Any]:
-        """What a warm-up call changes: fewer steps, unless a technique learns from them or brings its own."""
-        if not all(label(technique) in STEPLESS for technique in self.recipe):
+        """What a warm-up call changes: fewer steps, unless a student brings its own."""
+        if "few_step" in self._labels:
             return {}
         return {"num_inference_steps": min(WARM_STEPS, self.call.get("num_inference_steps", WARM_STEPS))}
+
+    @property
+    def learns(self) -> bool:
+        """Whether a technique needs one call with all its steps before the warm-up."""
+        return not self._labels.isdisjoint(LEARNING)
+
+    @property
+    def _labels(self) -> frozenset[str]:
+        return frozenset(map(label, self.recipe))
 
 
 def label(technique: Any) -> str:
@@ -57,6 +67,11 @@ class Batch:
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
+
+    @property
+    def small(self) -> Batch:
+        """Its first prompts, as many as a technique learns from."""
+        return Batch(self.prompts[:LEARN_FROM], self.seeds[:LEARN_FROM])
 
 
 class Subject:
@@ -92,6 +107,8 @@ class Subject:
         """Seconds of the first call (compilation is in it), then the MB that a call needs: weights and rise."""
         short = self.candidate.warm_up_call
         start = time.perf_counter()
+        if self.candidate.learns:
+            self.generate(batch.small)
         self.generate(batch, **short)
         seconds = time.perf_counter() - start
         with peak_memory(str(self._plain.device)) as peak:
