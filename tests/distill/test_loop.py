@@ -82,6 +82,29 @@ def test_ctrl_c_and_resume_equals_a_run_without_to_the_bit(tmp_path, optimizer):
         assert torch.equal(a, b)
 
 
+def test_a_method_is_told_of_the_step_and_resumes_at_it(tmp_path):
+    told = []
+
+    @dataclass(eq=False)
+    class Warming(Fit):
+        """Counts more as the run goes on, as methods with a warm-up do."""
+
+        def at(self, step, steps):
+            told.append((step, steps))
+            return replace(self, scale=(step + 1) / steps)
+
+    def go(folder, **kwargs):
+        return train(Warming(fit().net), batches, folder, SETTINGS, show=False, **kwargs)
+
+    whole, first, second = go(tmp_path / "whole"), go(tmp_path / "parts", watch=stop_at(4)), go(tmp_path / "parts")
+    assert told == 2 * [(step, 6) for step in range(6)]
+    assert (whole.step, first.step, second.step) == (6, 4, 6)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    train(fit(scale=1 / 6), batches, tmp_path / "plain", SETTINGS, show=False)
+    assert losses(tmp_path / "plain")[0] == losses(tmp_path / "whole")[0]
+    assert losses(tmp_path / "plain")[1] != losses(tmp_path / "whole")[1]
+
+
 def test_kill_9_and_resume_equals_a_run_without_to_the_bit(tmp_path):
     settings = replace(SETTINGS, steps=400)
     script = f"""

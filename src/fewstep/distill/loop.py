@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,16 @@ class Distiller(Protocol[Batch]):
 
     def updates(self, batch: Batch, generator: torch.Generator) -> Iterator[Update]:
         """The updates of one step, each computed after the one before it was applied."""
+        ...
+
+
+@runtime_checkable
+class Paced(Distiller[Batch], Protocol[Batch]):
+    """A method that changes as training goes on, by stages or a warm-up."""
+
+    def at(self, step: int, steps: int) -> Distiller[Batch]:
+        """Itself as it is at a step, counted from 0, of so many: over the same modules, and depending on nothing else,
+        so that a resumed run is the same as one that never stopped."""
         ...
 
 
@@ -263,7 +273,8 @@ def train(
 def _step(run: _Run, distiller: Distiller[Batch], batch: Batch) -> dict[str, Any]:
     start, settings = time.perf_counter(), run.settings
     torch.manual_seed(derive(settings.seed, "global", run.step))  # for dropout
-    updates = distiller.updates(batch, generator(settings.seed, "step", run.step))
+    method = distiller.at(run.step, settings.steps) if isinstance(distiller, Paced) else distiller
+    updates = method.updates(batch, generator(settings.seed, "step", run.step))
     losses, norms = {}, {}
     while True:
         with autocast(device_of(next(iter(run.modules.values()))), settings.precision):
