@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from fewstep.errors import InputError, bad_value
+from fewstep.muon import Muon
 
 Build: TypeAlias = Callable[[nn.Module, float], list[Optimizer]]
 
@@ -35,7 +36,7 @@ def muon(module: nn.Module, rate: float) -> list[Optimizer]:
             f"Muon needs weight matrices in repeated blocks, and {type(module).__name__} has none: use adamw."
         )
     rest = [p for name, p in trained.items() if name not in matrices]
-    first = Muon(matrices.values(), lr=rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    first = Muon(matrices.values(), lr=rate, weight_decay=0.0, like_adamw=True)
     return [first, AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)] if rest else [first]
 
 
