@@ -17,7 +17,7 @@ from fewstep.models.load import load, resolve, with_defaults
 from fewstep.models.manifest import Manifest, manifest_of
 from fewstep.zoo.shapes.pipeline import build_pipeline
 
-CALL = {"height": 64, "width": 64, "max_sequence_length": 32, "num_inference_steps": 1, "output_type": "latent"}
+CALL = {"height": 64, "width": 64, "max_sequence_length": 24, "num_inference_steps": 1, "output_type": "latent"}
 SHARED = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
 

@@ -18,7 +18,7 @@ from fewstep.models.manifest import Manifest
 from fewstep.models.model import Model
 from fewstep.zoo.shapes.pipeline import build_pipeline
 
-CALL = {"height": 64, "width": 64, "max_sequence_length": 32, "output_type": "latent"}
+CALL = {"height": 64, "width": 64, "max_sequence_length": 24, "output_type": "latent"}
 GUIDED = {**CALL, "negative_prompt": "", "true_cfg_scale": 2.5}
 PROMPT = "a large red ring"
 ABLE = Machine("cpu", "a CPU that can all", 2, 16.0, frozenset({"bf16", "int8", "compile"}))

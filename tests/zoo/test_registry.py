@@ -14,7 +14,7 @@ from fewstep.models.manifest import Manifest
 from fewstep.zoo import registry
 from fewstep.zoo.shapes.pipeline import build_pipeline
 
-CALL: dict[str, Any] = {"height": 64, "width": 64, "max_sequence_length": 32, "num_inference_steps": 1}
+CALL: dict[str, Any] = {"height": 64, "width": 64, "max_sequence_length": 24, "num_inference_steps": 1}
 SHARED = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep.files import replacing
-from fewstep.zoo.shapes.pipeline import PROMPT_TOKENS, build_tokenizer
+from fewstep.zoo.shapes.layout import COLUMNS, GRID, layout
+from fewstep.zoo.shapes.pipeline import LATENT_CHANNELS, PROMPT_TOKENS, build_tokenizer
 from fewstep.zoo.shapes.render import render
 from fewstep.zoo.shapes.scenes import IMAGE_SIZE, describe, sample_scene
 from fewstep.zoo.steps import bar
@@ -30,6 +31,7 @@ CHUNK = 1000  # scenes that one process draws at a time
 Pixels = NDArray[np.uint8]
 Latents = NDArray[np.float16]
 Tokens = NDArray[np.int16]
+Layouts = NDArray[np.float16]
 
 
 def pictures(out: Path, scenes: int) -> Pixels:
@@ -48,13 +50,23 @@ def prompts(out: Path, scenes: int) -> Tokens:
     return _mapped(path)
 
 
+def layouts(out: Path, scenes: int) -> Layouts:
+    """What every image token shows, shape (scenes, 64, COLUMNS): `layout`."""
+    path = out / "layouts.npy"
+    if not path.exists():
+        _in_parallel(path, _lay_out, scenes, (scenes, GRID * GRID, COLUMNS), np.float16)
+    return _mapped(path)
+
+
 @torch.no_grad()
 def latents(out: Path, drawn: Pixels, vae: AutoencoderKL, device: str) -> Latents:
-    """Packed latents, shape (scenes, 64, 32), shifted and scaled as the pipeline does it."""
+    """Packed latents, shape (scenes, 64, 48), shifted and scaled as the pipeline does it."""
     path, starts = out / "latents.npy", range(0, len(drawn), CHUNK // 10)
     if not path.exists():
         with bar() as shown, replacing(path) as aside:
-            kept = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float16, shape=(len(drawn), 64, 32))
+            kept = np.lib.format.open_memmap(
+                aside, mode="w+", dtype=np.float16, shape=(len(drawn), GRID * GRID, 4 * LATENT_CHANNELS)
+            )
             for low in shown.track(starts, description="latents"):
                 mean = vae.encode(as_images(drawn[low : low + starts.step], device)).latent_dist.mean
                 packed = pack((mean - vae.config["shift_factor"]) * vae.config["scaling_factor"])
@@ -64,7 +76,7 @@ def latents(out: Path, drawn: Pixels, vae: AutoencoderKL, device: str) -> Latent
 
 
 def pack(latents: Tensor) -> Tensor:
-    """(n, 8, 16, 16) → (n, 64, 32): each token holds a 2×2 patch, as `FluxPipeline` packs it."""
+    """(n, 12, 16, 16) → (n, 64, 48): each token holds a 2×2 patch, as `FluxPipeline` packs it."""
     n, channels, height, width = latents.shape
     packed: Tensor = FluxPipeline._pack_latents(latents, n, channels, height, width)
     return packed
@@ -85,6 +97,11 @@ def as_tokens(tokenizer: Any, texts: list[str]) -> Tokens:
 def _draw(start: int, scenes: int) -> Pixels:
     made = [render(sample_scene(np.random.default_rng(seed))) for seed in _chunk(start, scenes)]
     return np.round(np.clip(made, 0, 1) * 255).astype(np.uint8)
+
+
+def _lay_out(start: int, scenes: int) -> Layouts:
+    shown = [layout(sample_scene(np.random.default_rng(seed))) for seed in _chunk(start, scenes)]
+    return np.asarray(shown, dtype=np.float16)
 
 
 def _word(start: int, scenes: int) -> Tokens:

@@ -1,8 +1,8 @@
 """The untrained parts of the `shapes` pipeline: a `FluxPipeline` small enough to train on two CPU cores.
 
-64×64 pixels become 16×16×8 latents and, packed 2×2 as Flux does, 64 image tokens; a prompt becomes `PROMPT_TOKENS` text
-tokens (from a small T5 encoder) and one pooled vector (from a small CLIP). Both text encoders are trained together with
-the transformer.
+64×64 pixels become 16×16×12 latents and, packed 2×2 as Flux does, 64 image tokens; a prompt becomes `PROMPT_TOKENS`
+text tokens (from a small T5 encoder) and one pooled vector (from a small CLIP). Both text encoders are trained together
+with the transformer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast,
 
 from fewstep.zoo.shapes.scenes import IMAGE_SIZE, vocabulary
 
-PROMPT_TOKENS = 32
+PROMPT_TOKENS = 24
+LATENT_CHANNELS = 12
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 SHIFT = 1.5  # of the sampling times: t' = s·t / (1 + (s − 1)·t)
 CALL = {  # what the pipeline's call needs, since Flux's own defaults are those of a much larger model
@@ -48,7 +49,7 @@ def build_vae() -> AutoencoderKL:
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         layers_per_block=1,
-        latent_channels=8,
+        latent_channels=LATENT_CHANNELS,
         norm_num_groups=4,
         mid_block_add_attention=False,
         use_quant_conv=False,
@@ -95,7 +96,7 @@ def build_text_encoder_2(vocab_size: int) -> T5EncoderModel:
 
 def build_transformer() -> FluxTransformer2DModel:
     return FluxTransformer2DModel(
-        in_channels=32,
+        in_channels=4 * LATENT_CHANNELS,
         num_layers=1,
         num_single_layers=6,
         attention_head_dim=32,

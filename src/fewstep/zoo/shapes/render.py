@@ -13,8 +13,9 @@ Array = NDArray[Any]
 
 _Y, _X = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32) + 0.5  # pixel centres
 SHADE = 0.45  # the dark bands of a striped or checked object: its colour times this
-PERIOD = 6.0  # of stripes and checks, in pixels
-RING_WIDTH = 0.38  # of a ring, and half the arm of a cross, as a part of its radius
+PERIOD = 8.0  # of stripes and checks, in pixels
+RING_WIDTH = 0.42  # as a part of the radius
+ARM = 0.34  # half the width of a cross's arms, as a part of the radius
 
 
 def render(scene: Scene) -> Array:
@@ -47,7 +48,7 @@ def _signed_distance(shape: Shape, dx: Array, dy: Array, r: float) -> Array:
         case "triangle":  # point up, base 2r, height 2r
             distance = np.maximum(dy - r, (2 * np.abs(dx) - (dy + r)) / np.float32(np.sqrt(5.0)))
         case "cross":
-            arm = r * RING_WIDTH
+            arm = r * ARM
             long, wide = np.maximum(np.abs(dx), np.abs(dy)), np.minimum(np.abs(dx), np.abs(dy))
             distance = np.maximum(long - r, wide - arm)
     return distance

@@ -49,7 +49,7 @@ TEXTURES: tuple[Texture, ...] = ("graded", "wavy", "cloudy", "tiled")
 RELATIONS: tuple[Relation, ...] = ("left of", "right of", "above", "below")
 
 # Half the extent of an object in pixels; the gap between the two ranges is what makes "small" and "large" readable.
-RADII: dict[Size, tuple[float, float]] = {"small": (6.5, 8.0), "large": (11.0, 13.0)}
+RADII: dict[Size, tuple[float, float]] = {"small": (8.0, 9.5), "large": (12.5, 14.5)}
 MARGIN = 1.5  # free pixels around every object
 APART = 14.0  # how far two objects stand apart, in pixels, along the axis of a relation that a prompt may name
 
@@ -114,13 +114,13 @@ def holds(relation: Relation, a: Thing, b: Thing) -> bool:
 
 
 # How many objects a scene holds, and how often.
-COUNTS = {1: 0.35, 2: 0.40, 3: 0.15, 4: 0.10}
+COUNTS = {1: 0.40, 2: 0.40, 3: 0.12, 4: 0.08}
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
-    """A scene whose objects all have room: drawn again until they do."""
+    """A scene whose objects all have room: drawn again until they do. Three and four objects are all of one kind."""
     count = int(rng.choice(list(COUNTS), p=list(COUNTS.values())))
-    alike = count >= 3 and rng.random() < 0.5  # "three small red rings"
+    alike = count >= 3  # "three small red rings"
     while True:
         kinds = [_sample_kind(rng, count)] * count if alike else [_sample_kind(rng, count) for _ in range(count)]
         things = _place(rng, kinds)

@@ -21,13 +21,17 @@ from torch import Tensor, nn
 
 from fewstep.errors import InputError
 from fewstep.files import read_json, replacing, write_json
-from fewstep.machine import versions
+from fewstep.machine import Machine, versions
+from fewstep.models.load import load
 from fewstep.models.manifest import Manifest
+from fewstep.muon import Muon
 from fewstep.zoo.shapes import data
-from fewstep.zoo.shapes.data import WORDINGS, Latents, Pixels, Tokens, as_images, as_tokens
-from fewstep.zoo.shapes.pipeline import CALL, PROMPT_TOKENS, build_pipeline, build_vae
+from fewstep.zoo.shapes.data import WORDINGS, Latents, Pixels, as_images, as_tokens
+from fewstep.zoo.shapes.pipeline import CALL, PROMPT_TOKENS, build_pipeline
 from fewstep.zoo.shapes.scenes import IMAGE_SIZE
 from fewstep.zoo.steps import Steps
+
+DECAY_FROM = 0.5  # of the teacher's steps: from there on the rates fall
 
 
 @dataclass(frozen=True)
@@ -44,23 +48,26 @@ class Settings:
     muon_rate: float = 5e-3  # the matrices of the transformer's blocks
     adam_rate: float = 1e-3  # everything else
     prompt_dropout: float = 0.1  # how often a prompt is left out, which is what guidance needs
+    align: float = 0.5  # weight of reading the scene from inside the transformer; fades out before the rates fall
     ema: float = 0.999
     save_every: int = 100
     compile: bool = True
     seed: int = 0
+    start: str | None = None  # a pipeline to go on from; of its VAE only the decoder is trained further
 
 
 def train(out: Path, settings: Settings = Settings(), device: str = "cpu") -> Path:
     """Makes the pipeline and returns its folder, `out/pipeline`.
 
     Raises:
-        InputError: `out` holds a run with other settings.
+        InputError: `out` holds a run with other settings, or `settings.start` is no pipeline of this architecture.
     """
     _same_run(out, settings)
+    pipe = _start(settings).to(device)
     drawn = data.pictures(out, settings.scenes)
-    vae = _trained_vae(out, settings, drawn, device)
-    latents, tokens = data.latents(out, drawn, vae, device), data.prompts(out, settings.scenes)
-    return _trained_pipeline(out, settings, vae, latents, tokens, device)
+    pipe.register_modules(vae=_trained_vae(out, settings, pipe.vae, drawn, device))
+    latents = data.latents(out, drawn, pipe.vae, device)
+    return _trained_pipeline(out, settings, pipe, latents, device)
 
 
 def _same_run(out: Path, settings: Settings) -> None:
@@ -70,23 +77,43 @@ def _same_run(out: Path, settings: Settings) -> None:
     write_json(kept, now)
 
 
-def _trained_vae(out: Path, settings: Settings, drawn: Pixels, device: str) -> AutoencoderKL:
-    """Trained by L1 and L2 with a faint KL, then told its own scale: latents of mean 0 and deviation 1."""
+def _start(settings: Settings) -> FluxPipeline:
+    """Random weights, or those of `settings.start`."""
+    torch.manual_seed(settings.seed)
+    pipe = build_pipeline()
+    if settings.start is None:
+        # Sharp posteriors from the start: with unit noise on them the decoder learns to ignore the latents.
+        nn.init.constant_(pipe.vae.encoder.conv_out.bias[pipe.vae.config["latent_channels"] :], -6.0)
+        return pipe
+    begun = load(settings.start)
+    for name, own in pipe.components.items():
+        if not isinstance(own, nn.Module):
+            continue
+        sizes = {key: value.shape for key, value in own.state_dict().items()}
+        other = getattr(begun, name, None)
+        if not isinstance(other, nn.Module) or sizes != {k: v.shape for k, v in other.state_dict().items()}:
+            raise InputError(f"{settings.start} is not of the shapes architecture: its {name} differs.")
+        pipe.register_modules(**{name: other})
+    return pipe
+
+
+def _trained_vae(out: Path, settings: Settings, vae: AutoencoderKL, drawn: Pixels, device: str) -> AutoencoderKL:
+    """Trained by L1 and L2 with a faint KL, then told its own scale: latents of mean 0 and deviation 1.
+
+    Of one that was trained before, only the decoder goes on: its latents keep their meaning for the transformer.
+    """
     folder = out / "vae"
     if folder.exists():
         return AutoencoderKL.from_pretrained(folder).to(device)
-    torch.manual_seed(settings.seed)
-    vae = build_vae()
-    # Sharp posteriors from the start: with unit noise on them the decoder learns to ignore the latents.
-    nn.init.constant_(vae.encoder.conv_out.bias[vae.config["latent_channels"] :], -6.0)
     vae = vae.to(device, memory_format=torch.channels_last)
+    vae.encoder.requires_grad_(settings.start is None)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=settings.vae_rate, betas=(0.9, 0.98), weight_decay=1e-4)
 
     # Not compiled: with torch 2.13 the compiled bfloat16 VAE in channels-last form learned nothing on a CPU.
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng((settings.seed, step))
         images = as_images(drawn[np.sort(rng.integers(0, len(drawn), settings.vae_batch))], device)
-        with torch.autocast(device, torch.bfloat16):
+        with _autocast(device):
             posterior = vae.encode(images).latent_dist
             decoded = vae.decode(posterior.sample()).sample
         error, mean, log_var = decoded.float() - images, posterior.mean.float(), posterior.logvar.float()
@@ -96,51 +123,57 @@ def _trained_vae(out: Path, settings: Settings, drawn: Pixels, device: str) -> A
 
     steps = Steps(out / "vae.pt", settings.vae_steps, settings.save_every, decay_from=0.4)
     steps.run("VAE", [vae], [optimizer], loss)
-    with torch.no_grad():
-        means = vae.encode(as_images(drawn[:2000:4], device)).latent_dist.mean
-    vae.register_to_config(shift_factor=float(means.mean()), scaling_factor=float(1 / means.std()))
+    if settings.start is None:
+        with torch.no_grad():
+            means = vae.encode(as_images(drawn[:2000:4], device)).latent_dist.mean
+        vae.register_to_config(shift_factor=float(means.mean()), scaling_factor=float(1 / means.std()))
     with replacing(folder) as aside:
         vae.save_pretrained(aside)
     return vae
 
 
-def _trained_pipeline(
-    out: Path, settings: Settings, vae: AutoencoderKL, latents: Latents, tokens: Tokens, device: str
-) -> Path:
-    """Flow matching (arXiv 2210.02747): the transformer predicts v = noise − x0 at x_t = (1 − t)·x0 + t·noise."""
+def _trained_pipeline(out: Path, settings: Settings, pipe: FluxPipeline, latents: Latents, device: str) -> Path:
+    """Flow matching (arXiv 2210.02747): the transformer predicts v = noise − x0 at x_t = (1 − t)·x0 + t·noise.
+
+    At first it must also tell from its middle what the clean picture shows (`layout`), by a linear head that is thrown
+    away: the objects come out earlier so.
+    """
     folder = out / "pipeline"
     if folder.exists():
         return folder
-    torch.manual_seed(settings.seed)
-    pipe = build_pipeline()
-    pipe.register_modules(vae=vae)
-    pipe.to(device)
+    tokens, layouts = data.prompts(out, settings.scenes), data.layouts(out, settings.scenes)
     parts = (pipe.transformer, pipe.text_encoder_2, pipe.text_encoder)
     if device == "cpu":  # there the fused attention's backward takes more than half of a step in bfloat16
         pipe.transformer.set_attention_backend("_native_math")
-    predict: Callable[..., Tensor] = partial(_velocity, pipe, *_positions(device))
+    predict: Callable[..., tuple[Tensor, Tensor]] = partial(_velocity_and_middle, pipe, *_positions(device))
     if settings.compile:
         predict = torch.compile(predict)
     empty = torch.from_numpy(as_tokens(pipe.tokenizer, [""])).to(device)
+    head = nn.Linear(pipe.transformer.inner_dim, layouts.shape[-1]).to(device)
+    seen = torch.from_numpy(layouts[:4000].astype(np.float32)).to(device)
+    centre, spread = seen.mean((0, 1)), seen.std((0, 1)) + 1e-3
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng((settings.seed, step))
         noise_rng = torch.Generator(device).manual_seed(settings.seed * 1_000_003 + step)
         rows = np.sort(rng.integers(0, len(latents), settings.teacher_batch))
         x0 = torch.from_numpy(latents[rows].astype(np.float32)).to(device)
+        shown = torch.from_numpy(layouts[rows].astype(np.float32)).to(device)
         ids = torch.from_numpy(tokens[rows, rng.integers(0, WORDINGS, len(rows))]).to(device)
         dropped = torch.from_numpy(rng.random(len(rows)) < settings.prompt_dropout).to(device)
         ids = torch.where(dropped[:, None], empty, ids).long()
         noise = torch.randn(x0.shape, generator=noise_rng, device=device)
         t = torch.sigmoid(torch.randn(len(rows), generator=noise_rng, device=device))
         x_t = torch.lerp(x0, noise, t[:, None, None])
-        with torch.autocast(device, torch.bfloat16):
-            v = predict(x_t, ids, t)
-        return F.mse_loss(v.float(), noise - x0)
+        with _autocast(device):
+            v, middle = predict(x_t, ids, t)
+            told = head(middle)
+        aligned = settings.align * max(0.0, 1 - step / (DECAY_FROM * settings.teacher_steps))
+        return F.mse_loss(v.float(), noise - x0) + aligned * F.mse_loss(told.float(), (shown - centre) / spread)
 
-    steps = Steps(out / "teacher.pt", settings.teacher_steps, settings.save_every, decay_from=0.5, ema=settings.ema)
-    averages = steps.run("teacher", list(parts), _optimizers(parts, settings), loss)
-    for part, average in zip(parts, averages, strict=True):
+    steps = Steps(out / "teacher.pt", settings.teacher_steps, settings.save_every, DECAY_FROM, ema=settings.ema)
+    averages = steps.run("teacher", [*parts, head], _optimizers(parts, head, settings), loss)
+    for part, average in zip(parts, averages, strict=False):  # the head's is left
         part.load_state_dict(average)
     with replacing(folder) as aside:
         write_pipeline(pipe.to("cpu"), aside, asdict(settings))
@@ -161,24 +194,36 @@ def _positions(device: str) -> tuple[Tensor, Tensor]:
     return torch.zeros(PROMPT_TOKENS, 3, device=device), image
 
 
-def _velocity(pipe: FluxPipeline, text_ids: Tensor, image_ids: Tensor, x_t: Tensor, ids: Tensor, t: Tensor) -> Tensor:
-    return pipe.transformer(  # type: ignore[no-any-return]
-        hidden_states=x_t,
-        timestep=t,
-        pooled_projections=pipe.text_encoder(input_ids=ids).pooler_output,
-        encoder_hidden_states=pipe.text_encoder_2(input_ids=ids)[0],
-        txt_ids=text_ids,
-        img_ids=image_ids,
-        return_dict=False,
-    )[0]
+def _velocity_and_middle(
+    pipe: FluxPipeline, text_ids: Tensor, image_ids: Tensor, x_t: Tensor, ids: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the transformer predicts, and its image tokens half-way through, (n, 64, inner_dim)."""
+    blocks = pipe.transformer.single_transformer_blocks
+    kept: list[Tensor] = []
+    with blocks[len(blocks) // 2 - 1].register_forward_hook(lambda block, given, result: kept.append(result[1])):
+        v = pipe.transformer(
+            hidden_states=x_t,
+            timestep=t,
+            pooled_projections=pipe.text_encoder(input_ids=ids).pooler_output,
+            encoder_hidden_states=pipe.text_encoder_2(input_ids=ids)[0],
+            txt_ids=text_ids,
+            img_ids=image_ids,
+            return_dict=False,
+        )[0]
+    return v, kept[0]
 
 
-def _optimizers(parts: tuple[nn.Module, ...], settings: Settings) -> list[torch.optim.Optimizer]:
+def _optimizers(parts: tuple[nn.Module, ...], head: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the transformer's blocks, AdamW for all else."""
     matrices = [p for n, p in parts[0].named_parameters() if "transformer_blocks" in n and p.ndim == 2]
     chosen = {id(p) for p in matrices}
-    others = [p for part in parts for p in part.parameters() if id(p) not in chosen]
+    others = [p for part in (*parts, head) for p in part.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=settings.muon_rate, weight_decay=0.01),
+        Muon(matrices, lr=settings.muon_rate, weight_decay=0.01),
         torch.optim.AdamW(others, lr=settings.adam_rate, betas=(0.9, 0.98), weight_decay=0.01),
     ]
+
+
+def _autocast(device: str) -> torch.autocast:
+    """bfloat16 where the machine is quick at it."""
+    return torch.autocast(device, torch.bfloat16, enabled=Machine.detect().missing("bf16") is None)
