@@ -1,0 +1,119 @@
+"""What the methods with a critic share: noise levels, the critic's own loss, and weights held still.
+
+The critic is a denoiser of the student's distribution ("fake score"): trained on its samples, so that beside the
+teacher's ("real") it tells which way the student's density should move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.diffusion.schedule import Schedule, Time
+from fewstep.distill.losses import Distance
+from fewstep.distill.methods.backward import noised
+from fewstep.distill.roles import Swappable
+from fewstep.errors import InputError, bad_value
+
+
+@dataclass(frozen=True)
+class Levels:
+    """A distribution of noise levels, one for every schedule: of u = sigma/(alpha + sigma), which is a flow's time.
+
+    Attributes:
+        low, high: u stays within them, as scores say nothing at the ends (2% in DMD2).
+        shift: moves u to shift·u / (1 + (shift − 1)·u), as samplers of large images do; above 1 is noisier.
+        std: None draws u evenly; a number makes logit(u) normal with this deviation (arXiv 2403.03206, equation 19),
+            and the shift makes its mean log(shift).
+
+    Raises:
+        InputError: a value out of its range.
+    """
+
+    low: float = 0.02
+    high: float = 0.98
+    shift: float = 1.0
+    std: float | None = None
+
+    def __post_init__(self) -> None:
+        rules = {
+            "low": (0 <= self.low < 1, "in [0, 1)"),
+            "high": (self.low < self.high <= 1, f"above the low of {self.low} and at most 1"),
+            "shift": (self.shift > 0, "above 0"),
+            "std": (self.std is None or self.std > 0, "above 0, or None"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise InputError(bad_value(name, "the noise levels", rule, getattr(self, name)))
+
+    def draw(self, schedule: Schedule, samples: int, generator: torch.Generator) -> Tensor:
+        """Times of shape (samples,), float64."""
+        if self.std is None:
+            u = torch.rand(samples, generator=generator, dtype=torch.float64)
+        else:
+            u = (self.std * torch.randn(samples, generator=generator, dtype=torch.float64)).sigmoid()
+        u = self.low + (self.high - self.low) * self.shift * u / (1 + (self.shift - 1) * u)
+        return schedule.time_of(u / (1 - u))
+
+
+def flow_time(schedule: Schedule, t: Time) -> Tensor:
+    """u = sigma/(alpha + sigma) in [0, 1]: float64, shape of t."""
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    return sigma / (alpha + sigma)
+
+
+def spread(x: Tensor, real: Tensor) -> Tensor:
+    """mean|x − real| of each sample, shaped to divide it: what differences of scores are measured in.
+
+    `x` is the student's sample and `real` the teacher's x0 of it, noised: the noisier, the further apart. No gradient.
+    (arXiv 2311.18828, equation 8; arXiv 2404.04057, section 4.)
+    """
+    apart = (x - real).detach().abs().flatten(1).mean(dim=1).clamp(min=1e-5)
+    return apart.view(-1, *[1] * (x.dim() - 1))
+
+
+@contextmanager
+def held(*modules: nn.Module) -> Iterator[None]:
+    """Graphs built inside run through these modules, but do not reach their weights: no gradient is kept for them."""
+    weights = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for p in weights:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in weights:
+            p.requires_grad_(True)
+
+
+@dataclass(frozen=True, eq=False)
+class Critic:
+    """The denoiser of the student's samples, and what it learns from: these samples, noised.
+
+    `denoiser` is unguided and starts best from the teacher's weights (`roles.student_of`); `levels` are nearly all.
+    """
+
+    denoiser: Swappable
+    levels: Levels = field(default_factory=lambda: Levels(low=0.001, high=0.999))
+    distance: Distance = field(default_factory=Distance)
+
+    @property
+    def module(self) -> nn.Module:
+        return self.denoiser.module
+
+    def loss(self, x: Tensor, cond: Any, generator: torch.Generator) -> Tensor:
+        """Denoising the student's samples x (batch, …), which get no gradient: a scalar."""
+        schedule, x = self.denoiser.schedule, x.detach()
+        t = self.levels.draw(schedule, len(x), generator)
+        x_t = noised(schedule, x, t, generator)
+        return self.distance(schedule, self.denoiser(x_t, t, cond), x_t, t, x)
+
+
+def at_least_one(name: str, owner: str, steps: int) -> None:
+    """Raises InputError where a number of steps is below 1."""
+    if steps < 1:
+        raise InputError(bad_value(name, owner, "at least 1", steps))
