@@ -24,9 +24,9 @@ from fewstep.machine import Machine
 from fewstep.models.model import Model
 from fewstep.techniques import Compile, Precision, Quantize, Technique
 from fewstep.techniques.linears import Int8Linear, torchao_linear
-from fewstep.zoo.shapes.pipeline import build_pipeline
+from fewstep.zoo.shapes.pipeline import LATENT_CHANNELS, PROMPT_TOKENS, build_pipeline
 
-BATCH, IMAGE, TEXT = 16, 64, 32
+BATCH, IMAGE, CHANNELS, TEXT = 16, 64, 4 * LATENT_CHANNELS, PROMPT_TOKENS
 SHAPES = ((192, 192), (192, 768), (960, 192))  # (in, out): attention, MLP, the single blocks' output
 Call = Callable[[], Tensor]
 
@@ -66,7 +66,7 @@ def linears(inputs: int, outputs: int) -> Iterator[tuple[str, Call]]:
 def stacks(*, compiled: bool) -> Iterator[tuple[str, Call]]:
     pipe = build_pipeline()
     given = {
-        "hidden_states": torch.randn(BATCH, IMAGE, 32),
+        "hidden_states": torch.randn(BATCH, IMAGE, CHANNELS),
         "encoder_hidden_states": torch.randn(BATCH, TEXT, 128),
         "pooled_projections": torch.randn(BATCH, 64),
         "timestep": torch.full((BATCH,), 0.5),

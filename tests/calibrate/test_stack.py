@@ -54,7 +54,7 @@ def test_what_can_not_be_taken_apart() -> None:
 
 def flux() -> tuple[nn.Module, dict[str, Tensor]]:
     return pipeline().transformer, {
-        "hidden_states": torch.randn(1, 4, 32),
+        "hidden_states": torch.randn(1, 4, 48),
         "encoder_hidden_states": torch.randn(1, 3, 128),
         "pooled_projections": torch.randn(1, 64),
         "img_ids": torch.zeros(4, 3),

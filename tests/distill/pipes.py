@@ -9,7 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 
 from fewstep.models.load import with_defaults
 from fewstep.models.manifest import Manifest
-from fewstep.zoo.shapes.pipeline import build_pipeline
+from fewstep.zoo.shapes.pipeline import LATENT_CHANNELS, build_pipeline
 
 SHIFT = 1.5
 SIZE = {"height": 16, "width": 16, "max_sequence_length": 8}
@@ -18,7 +18,7 @@ CALL = {**SIZE, "num_inference_steps": 8, "negative_prompt": "", "true_cfg_scale
 
 def transformer() -> Any:
     return FluxTransformer2DModel(
-        in_channels=32,
+        in_channels=4 * LATENT_CHANNELS,
         num_layers=1,
         num_single_layers=1,
         attention_head_dim=16,

@@ -16,7 +16,7 @@ from fewstep.machine import Machine
 from fewstep.models.load import with_defaults
 from fewstep.models.manifest import Manifest
 from fewstep.models.model import Model
-from fewstep.zoo.shapes.pipeline import build_pipeline
+from fewstep.zoo.shapes.pipeline import LATENT_CHANNELS, build_pipeline
 
 CALL = {"height": 64, "width": 64, "max_sequence_length": 24, "output_type": "latent"}
 GUIDED = {**CALL, "negative_prompt": "", "true_cfg_scale": 2.5}
@@ -28,7 +28,7 @@ BARE = Machine("cpu", "a CPU that can nothing", 2, 16.0, frozenset())
 def transformer(**config: Any) -> FluxTransformer2DModel:
     """Two lists of blocks, 64 features."""
     sizes = {
-        "in_channels": 32,
+        "in_channels": 4 * LATENT_CHANNELS,
         "num_layers": 1,
         "num_single_layers": 2,
         "attention_head_dim": 16,

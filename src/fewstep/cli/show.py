@@ -25,9 +25,21 @@ Row = Mapping[str, Any]
 
 @contextmanager
 def working() -> Iterator[None]:
-    """While the block runs, whatever prints to stdout goes to stderr, so that stdout holds the result alone."""
-    with redirect_stdout(sys.stderr):
-        yield
+    """While the block runs, whatever prints to stdout goes to stderr, so that stdout holds the result alone.
+
+    The loading bars of diffusers and transformers are off: fewstep shows its own progress.
+    """
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    for logging in (of_diffusers, of_transformers):
+        logging.disable_progress_bar()
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        for logging in (of_diffusers, of_transformers):
+            logging.enable_progress_bar()
 
 
 def note(sentence: str) -> None:
