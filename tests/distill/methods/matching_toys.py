@@ -1,4 +1,4 @@
-"""What the tests of distribution matching share: a mixture of two, and a small network fitted to its velocity."""
+"""What the tests of distribution matching share: a mixture of two, a small network fitted to it, discriminators."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from fewstep.diffusion.samplers import euler
 from fewstep.diffusion.schedule import Schedule
 from fewstep.distill.data import PathBatch
 from fewstep.distill.loop import Distiller, Settings, train
+from fewstep.distill.methods.adversary import Gan
+from fewstep.distill.methods.backward import Rollout
+from fewstep.distill.methods.discriminator import FeatureDiscriminator, OwnDiscriminator
 from fewstep.distill.mixtures import Exact, MixtureTask, energy_distance
 from fewstep.distill.roles import Network
 
@@ -26,7 +29,12 @@ SCHEDULES = (
     Schedule.edm("x0"),
 )
 FEATURES = ("layers.0", "layers.2")
-SETTINGS = Settings(120, rate=2e-3, warmup=10, ema=0.95)
+SETTINGS = Settings(80, rate=3e-3, warmup=5, ema=0.93)
+ONE = Rollout((1.0, 0.0))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def gaussian(mean: tuple[float, float], std: float) -> GaussianMixture:
@@ -50,13 +58,13 @@ class Shifted(nn.Module):
 
 @cache
 def _fitted() -> nn.Module:
-    net, velocity, generator = TASK.student().module, MIXTURE.denoiser(FLOW), torch.Generator().manual_seed(0)
+    net, velocity, draw = TASK.student().module, MIXTURE.denoiser(FLOW), generator()
     optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
     for step in range(400):
         for group in optimizer.param_groups:
             group["lr"] = 5e-3 * (1 - step / 400)
-        t = torch.rand(256, generator=generator)
-        x_t = FLOW.add_noise(MIXTURE.sample(256, generator), torch.randn(256, 2, generator=generator), t)
+        t = torch.rand(256, generator=draw)
+        x_t = FLOW.add_noise(MIXTURE.sample(256, draw), torch.randn(256, 2, generator=draw), t)
         optimizer.zero_grad()
         (net(x_t, t) - velocity(x_t, t)).square().mean().backward()
         optimizer.step()
@@ -68,11 +76,16 @@ def fitted() -> Network:
     return Network(copy.deepcopy(_fitted()).requires_grad_(True), FLOW)
 
 
+def unlike() -> Network:
+    """An untrained network: not the fitted one, or the scores would agree and there would be nothing to learn."""
+    return TASK.student(seed=1)
+
+
 def batch(size: int = 128, seed: int = 0) -> PathBatch:
     """Noise and exact samples of the mixture, which do not belong together."""
-    generator = torch.Generator().manual_seed(seed)
-    x0 = MIXTURE.sample(size, generator)
-    return PathBatch(torch.stack([torch.randn(x0.shape, generator=generator), x0], dim=1), (1.0, 0.0), None)
+    draw = generator(seed)
+    x0 = MIXTURE.sample(size, draw)
+    return PathBatch(torch.stack([torch.randn(x0.shape, generator=draw), x0], dim=1), (1.0, 0.0), None)
 
 
 def one_step(denoiser: Network) -> float:
@@ -88,3 +101,39 @@ def trained(method: Distiller[PathBatch], student: Network, folder: object, sett
 
 def has_gradient(module: nn.Module) -> bool:
     return any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in module.parameters())
+
+
+class Judge(nn.Module):
+    """A small discriminator of (x_t, t)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.layers = nn.Sequential(nn.Linear(3, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 1))
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: object = None) -> Tensor:
+        return self.layers(torch.cat([x_t, t[:, None]], dim=1))
+
+
+def own_gan(**values: object) -> Gan:
+    return Gan(OwnDiscriminator(Judge()), **{"weight": 1e-2, **values})
+
+
+def feature_gan(denoiser: Network, **values: object) -> Gan:
+    discriminator = FeatureDiscriminator.over(denoiser, torch.zeros(2, 2), 0.5, paths=FEATURES)
+    return Gan(discriminator, **{"weight": 1e-2, **values})
+
+
+def run_updates(method: Distiller[PathBatch]) -> list[str]:
+    """The names of one iteration's updates; each loss must train its own module, and no other, nor a frozen one."""
+    names = []
+    for update in method.updates(batch(16), generator()):
+        names.append(update.name)
+        update.loss.backward()
+        modules = {**method.modules, **method.frozen}
+        assert modules[update.name] is update.module
+        assert [name for name, module in modules.items() if has_gradient(module)] == [update.name]
+        for module in method.modules.values():
+            module.zero_grad()
+    return names

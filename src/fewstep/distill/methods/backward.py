@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -54,6 +54,14 @@ def guess(denoiser: Denoiser, x_t: Tensor, t: Time, cond: Any) -> Tensor:
 def noised(schedule: Schedule, x0: Tensor, t: Time, generator: torch.Generator) -> Tensor:
     """x_t with fresh noise: shape of x0."""
     return schedule.add_noise(x0, torch.randn(x0.shape, generator=generator).to(x0.device), t)
+
+
+class Sampling(Protocol):
+    """How a student's samples are made in training."""
+
+    def sample(self, student: Swappable, batch: PathBatch, generator: torch.Generator) -> Tensor:
+        """x0 for the batch's conditions, (batch, …), with a gradient through one call of the student."""
+        ...
 
 
 @dataclass(frozen=True)
