@@ -1,4 +1,4 @@
-"""Teacher paths on disk: they are the teacher's, resumable, and a damaged one is named."""
+"""Teacher paths and prompts on disk: paths are the teacher's, neither is made twice, and others are refused."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from safetensors import safe_open
 from fewstep.diffusion.samplers import dpmpp_2m, flow_times
 from fewstep.diffusion.schedule import Schedule
 from fewstep.distill.data import INDEX, PathSet
-from fewstep.distill.paths import PathSettings, PathTask, make_paths, start_from
-from fewstep.errors import CheckpointError, InputError
+from fewstep.distill.methods.backward import Rollout
+from fewstep.distill.methods.scores import Critic
+from fewstep.distill.methods.sid import SiD
+from fewstep.distill.paths import PathSettings, PathTask, make_paths, make_prompts, start_from
+from fewstep.distill.seeds import generator
+from fewstep.distill.store import Sizes
+from fewstep.errors import InputError
 from fewstep.models.tracing.cond import LIST, Cond
 from fewstep.models.tracing.leaves import same
 from tests.distill.toys import net, path_task, teacher
@@ -98,48 +103,6 @@ def test_other_steps_or_prompts_are_refused(tmp_path):
         make(tmp_path, samples=15)
 
 
-@pytest.mark.parametrize("damage", ["cut", "bit", "gone"])
-def test_a_damaged_shard_is_named(tmp_path, damage):
-    paths = make(tmp_path)
-    path = tmp_path / "shard-00001.safetensors"
-    data = bytearray(path.read_bytes())
-    if damage == "cut":
-        path.write_bytes(data[:-5])
-    elif damage == "bit":
-        data[-1] ^= 1
-        path.write_bytes(data)
-    else:
-        path.unlink()
-    paths.read([0, 1])  # the shard before is fine
-    with pytest.raises(CheckpointError, match=r"^The shard .*shard-00001.safetensors .*make the paths again") as caught:
-        paths.read([0, 7])
-    assert "\n" not in str(caught.value)
-
-
-def test_a_damaged_index_is_named(tmp_path):
-    with pytest.raises(InputError, match="no teacher paths"):
-        PathSet(tmp_path)
-    make(tmp_path)
-    (tmp_path / INDEX).write_text('{"format": 1}')
-    with pytest.raises(CheckpointError, match=r"index .* is damaged"):
-        PathSet(tmp_path)
-
-
-def test_batches_run_through_the_set_once_an_epoch_in_a_repeatable_order(tmp_path):
-    paths = make(tmp_path, samples=12)
-    batch = paths.batches(4, seed=3)
-    epochs = [torch.cat([batch(step).states[:, 0] for step in range(e * 3, e * 3 + 3)]) for e in range(2)]
-    everything = paths.read(range(12)).states[:, 0]
-    for epoch in epochs:
-        assert torch.equal(epoch.sort(dim=0).values, everything.sort(dim=0).values)
-    assert not torch.equal(epochs[0], epochs[1])
-    assert torch.equal(
-        PathSet(tmp_path, torch.zeros(1, dtype=torch.long)).batches(4, seed=3)(4).states, batch(4).states
-    )
-    with pytest.raises(InputError, match="'batch' of training"):
-        paths.batches(0)
-
-
 def test_half_precision_storage_is_close_and_comes_back_as_float32(tmp_path):
     whole = make(tmp_path / "whole").read(range(14))
     half = make(tmp_path / "half", settings=replace(SETTINGS, stored="float16")).read(range(14))
@@ -179,6 +142,53 @@ def test_the_first_state_has_the_spread_of_x_t():
     noise = torch.ones(3)
     assert torch.equal(start_from(Schedule.flow(), noise, 1.0), noise)
     assert start_from(Schedule.edm(), noise, 80.0)[0] == pytest.approx((80**2 + 1) ** 0.5)
+
+
+def test_prompts_are_conditions_and_zeros(tmp_path):
+    task = path_task(14, 4, 8)
+    prompts = make_prompts(task, tmp_path / "prompts", Sizes(batch=4, shard=6), show=False)
+    paths = make(tmp_path / "paths")
+    ours, theirs = (one.batches(5, seed=1)(2) for one in (prompts, paths))
+    assert torch.equal(ours.cond, theirs.cond)
+    assert torch.equal(ours.states, torch.zeros(5, 1, 2))
+    assert ours.times == (0.0,)
+    stored = sum(path.stat().st_size for path in (tmp_path / "prompts").glob("shard-*"))
+    assert stored < sum(path.stat().st_size for path in (tmp_path / "paths").glob("shard-*"))
+
+
+def test_prompts_without_a_condition_are_a_number(tmp_path):
+    task = PathTask([0] * 5, lambda some: None, (2, 3), (1.0, 0.0), 1)
+    batch = make_prompts(task, tmp_path, Sizes(shard=2), show=False).batches(4)(0)
+    assert batch.cond is None
+    assert batch.states.shape == (4, 1, 2, 3)
+
+
+def test_a_method_that_needs_no_data_trains_from_prompts_as_from_paths(tmp_path):
+    prompts = make_prompts(path_task(14, 4, 8), tmp_path / "prompts", show=False)
+    losses = [_sid_loss(one.batches(6)(0)) for one in (prompts, make(tmp_path / "paths"))]
+    assert losses[0] == losses[1] > 0
+
+
+def _sid_loss(batch):
+    student, critic = (replace(teacher(), module=net(seed)) for seed in (0, 1))
+    method = SiD(student, teacher(), Critic(critic), Rollout((1.0, 0.5, 0.0)))
+    return float(sum(update.loss.detach().abs() for update in method.updates(batch, generator("sid"))))
+
+
+def test_paths_and_prompts_keep_apart_folders(tmp_path):
+    make(tmp_path)
+    with pytest.raises(InputError, match="holds teacher paths, and these are prompts only: take another folder"):
+        make_prompts(path_task(14, 4, 8), tmp_path, show=False)
+
+
+def test_prompts_of_other_lengths_are_refused(tmp_path):
+    def condition(prompts):
+        return torch.zeros(len(prompts), max(map(len, prompts)))
+
+    for sizes in (Sizes(batch=2), Sizes(batch=2, shard=2)):  # in one shard, or in another
+        task = PathTask(["a", "b", "long"], condition, (2,), (1.0, 0.0), 1)
+        with pytest.raises(InputError, match=r"other shapes in other batches \(\(1,\) and \(4,\)\)"):
+            make_prompts(task, tmp_path / str(sizes.shard), sizes, show=False)
 
 
 def test_bad_tasks_and_settings_are_one_sentence():

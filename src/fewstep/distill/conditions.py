@@ -6,7 +6,7 @@ rows are the tensors that differ from sample to sample, samples first; what all 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle, islice
 from typing import Any
 
@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import InputError
+from fewstep.models.load import for_each
+from fewstep.models.trace import TracedDenoiser
 from fewstep.models.tracing.cond import LIST, Cond
 from fewstep.models.tracing.leaves import Path, get, put
 
 Rows = dict[str, Tensor]
+Condition = Callable[[Sequence[Any]], Any]  # some prompts -> the condition for them
 
 
 def rows(cond: Any) -> Rows:
@@ -52,7 +55,18 @@ def rebuild(template: Any, given: Mapping[str, Tensor]) -> Any:
     return Cond(branches, template.axes, len(next(iter(given.values()))) if given else template.batch)
 
 
-def of(condition: Any, prompts: Sequence[Any]) -> tuple[Any, Rows]:
+def prompted(traced: TracedDenoiser, **call: Any) -> Condition:
+    """Prompts -> the conditions of the traced call, with them and these arguments in the place of its own."""
+    negative = {name: text for name, text in {**traced.call, **call}.items() if name.startswith("negative_prompt")}
+
+    def condition(prompts: Sequence[Any]) -> Cond:
+        each = {name: for_each(text, list(prompts)) for name, text in negative.items()}
+        return traced.condition(**{**call, **each, "prompt": list(prompts)})
+
+    return condition
+
+
+def of(condition: Condition, prompts: Sequence[Any]) -> tuple[Any, Rows]:
     """What `condition` gives for these prompts, and its rows.
 
     One prompt is asked for twice: from a single sample a trace can't tell which tensors have a row for each.
@@ -65,7 +79,7 @@ def of(condition: Any, prompts: Sequence[Any]) -> tuple[Any, Rows]:
     return rebuild(pair, once), once
 
 
-def template_of(condition: Any, prompts: Sequence[Any]) -> Any:
+def template_of(condition: Condition, prompts: Sequence[Any]) -> Any:
     """A condition of two samples, to rebuild others from."""
     return condition(list(islice(cycle(prompts), 2)))
 

@@ -1,33 +1,29 @@
-"""Running the teacher: from prompts and seeded noise to stored paths. Resumable shard by shard.
+"""Running the teacher: from prompts and seeded noise to stored paths. Or the prompts alone, where no data is needed.
 
 Every sample's noise is drawn from its own number: paths do not depend on the batch, the shard or where a run stopped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.diffusion.samplers import sampler
 from fewstep.diffusion.schedule import Denoiser, Schedule, Time
 from fewstep.distill import conditions
-from fewstep.distill.data import CONDITION, INDEX, STATES, Index, PathSet, Shard, checksum
+from fewstep.distill.conditions import Condition
+from fewstep.distill.data import Index, PathSet
 from fewstep.distill.precision import Precision, autocast, check_precision, compiled, uncompiled
-from fewstep.distill.progress import bar, patience
 from fewstep.distill.roles import Swappable, device_of, fingerprint
 from fewstep.distill.seeds import generator
+from fewstep.distill.store import Sizes, Stored, digest, fill, samples_of
 from fewstep.errors import InputError, bad_value
-from fewstep.files import replacing
 
-Condition = Callable[[Sequence[Any]], Any]
-Stored = Literal["float32", "float16"]
 SOLVERS = ("dpmpp_2m", "heun", "euler")  # deterministic, and what they ask the denoiser about are states of the path
 
 
@@ -56,16 +52,14 @@ class PathSettings:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        rules = {
-            "solver": (self.solver in SOLVERS, f"one of {', '.join(SOLVERS)}"),
-            "batch": (self.batch >= 1, "at least 1"),
-            "shard": (self.shard >= 1, "at least 1"),
-            "stored": (self.stored in get_args(Stored), f"one of {', '.join(get_args(Stored))}"),
-        }
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                raise InputError(bad_value(name, "the teacher's paths", rule, getattr(self, name)))
+        if self.solver not in SOLVERS:
+            raise InputError(bad_value("solver", "the teacher's paths", f"one of {', '.join(SOLVERS)}", self.solver))
         check_precision(self.precision)
+        _ = self.sizes  # checks its own values
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(self.batch, self.shard, self.stored)
 
 
 @dataclass(frozen=True)
@@ -102,6 +96,11 @@ class PathTask:
         """The student's times."""
         return self.times[:: (len(self.times) - 1) // self.steps]
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What tells the samples apart, whether paths or prompts, as JSON."""
+        return {"prompts": len(self.prompts), "prompts_sha256": digest(self.prompts), "shape": list(self.shape)}
+
 
 def make_paths(
     teacher: Swappable,
@@ -114,79 +113,51 @@ def make_paths(
 ) -> PathSet:
     """Run the teacher and store its paths in `folder`, going on after the shards that are there.
 
-    `facts` is what else must be equal to go on, as JSON: how the teacher is guided, for one. Ctrl-C finishes and keeps
-    the shard in hand, then leaves.
+    `facts` is what else must be equal to go on, as JSON: how the teacher is guided, for one. Damaged shards are made
+    again. Ctrl-C finishes and keeps the shard in hand, then leaves.
 
     Raises:
         InputError: the folder holds paths that were made otherwise.
         MachineError: the disk is full, or this machine can't compile.
     """
     settings, folder = settings or PathSettings(), Path(folder)
-    index = _started(folder, task, settings, {"teacher": fingerprint(teacher.module), **(facts or {})})
-    total, done = len(task.prompts), sum(shard.samples for shard in index.shards)
-    with (
-        compiled([teacher.module], settings.compile),
-        patience() as user,
-        bar("teacher paths", total, done, show=show) as progress,
-    ):
-        for start in range(done, total, settings.shard):
-            if user.over:
-                raise KeyboardInterrupt
-            samples = range(start, min(start + settings.shard, total))
-            name = f"shard-{len(index.shards):05d}.safetensors"
-            _write(folder / name, _run(teacher, task, samples, settings, progress))
-            shard = Shard(name, checksum(folder / name), len(samples))
-            index = replace(index, shards=(*index.shards, shard))
-            index.write(folder)
+    used = {name: value for name, value in asdict(settings).items() if name not in ("batch", "shard", "compile")}
+    made_with = {
+        **{"teacher": fingerprint(teacher.module), **(facts or {})},
+        **{**task.facts, "teacher_times": list(task.times), **used},
+    }
+
+    def make(samples: range) -> dict[str, Tensor]:
+        return _run(teacher, task, samples, settings)
+
+    with compiled([teacher.module], settings.compile):
+        fill(folder, Index("paths", task.kept, made_with), make, settings.sizes, show=show)
     return PathSet(folder, conditions.template_of(task.condition, task.prompts))
 
 
-def _started(folder: Path, task: PathTask, settings: PathSettings, facts: Mapping[str, Any]) -> Index:
-    """The index of what is there, if it is of the same paths, or a new one."""
-    digest = sha256("\n".join(str(prompt) for prompt in task.prompts).encode()).hexdigest()
-    made_with = {
-        **facts,
-        "prompts": len(task.prompts),
-        "prompts_sha256": digest,
-        "shape": list(task.shape),
-        "teacher_times": list(task.times),
-        **{name: value for name, value in asdict(settings).items() if name not in ("batch", "shard", "compile")},
-    }
-    if not (folder / INDEX).exists():
-        index = Index(task.kept, made_with)
-        index.write(folder)
-        return index
-    index = Index.read(folder)
-    now = {**made_with, "times": list(task.kept)}
-    before = {**index.made_with, "times": list(index.times)}
-    for name in dict.fromkeys([*before, *now]):
-        if now.get(name) != before.get(name):
-            raise InputError(
-                f"{folder} holds paths made with {name} = {before.get(name)!r}, and these have {now.get(name)!r}: "
-                "take the same to go on with them, or another folder."
-            )
-    return index
-
-
-def _run(
-    teacher: Swappable,
+def make_prompts(
     task: PathTask,
-    samples: range,
-    settings: PathSettings,
-    progress: Callable[[int, str], None],
-) -> dict[str, Tensor]:
-    """The tensors of one shard."""
-    parts = []
-    for start in range(samples.start, samples.stop, settings.batch):
-        part = range(start, min(start + settings.batch, samples.stop))
-        parts.append(_run_batch(teacher, task, part, settings))
-        progress(part.stop, "")
-    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return {name: value if name == STATES else _one_row_if_equal(value) for name, value in whole.items()}
+    folder: Path | str,
+    sizes: Sizes | None = None,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    show: bool = True,
+) -> PathSet:
+    """Store what paths would be of, and no paths: conditions alone, for methods that sample from their student.
+
+    No teacher runs. The rest as in `make_paths`.
+    """
+    sizes, folder = sizes or Sizes(), Path(folder)
+    made_with = {**(facts or {}), **task.facts, "stored": sizes.stored}
+
+    def make(samples: range) -> dict[str, Tensor]:
+        return samples_of(conditions.of(task.condition, task.prompts[samples.start : samples.stop])[1])
+
+    fill(folder, Index("prompts", task.kept[-1:], made_with), make, sizes, show=show)
+    return PathSet(folder, conditions.template_of(task.condition, task.prompts))
 
 
-@torch.no_grad()
-def _run_batch(teacher: Swappable, task: PathTask, samples: range, settings: PathSettings) -> dict[str, Tensor]:
+def _run(teacher: Swappable, task: PathTask, samples: range, settings: PathSettings) -> dict[str, Tensor]:
     device = device_of(teacher.module)
     with uncompiled(teacher.module):
         cond, rows = conditions.of(task.condition, task.prompts[samples.start : samples.stop])
@@ -195,13 +166,7 @@ def _run_batch(teacher: Swappable, task: PathTask, samples: range, settings: Pat
     with autocast(device, settings.precision):
         x = start_from(teacher.schedule, noise.to(device), task.times[0])
         x0 = sampler(settings.solver)(recorder, x, task.times, cond)
-    states = torch.stack([*(recorder.states[t] for t in task.kept[:-1]), x0], dim=1)
-    tensors = {STATES: states, **{CONDITION + name: value for name, value in rows.items()}}
-    stored = torch.float16 if settings.stored == "float16" else torch.float32
-    return {
-        name: (value.to(stored) if value.is_floating_point() else value).cpu().contiguous()
-        for name, value in tensors.items()
-    }
+    return samples_of(rows, torch.stack([*(recorder.states[t] for t in task.kept[:-1]), x0], dim=1))
 
 
 def start_from(schedule: Schedule, noise: Tensor, t: float) -> Tensor:
@@ -220,12 +185,3 @@ class _Recorder:
         if float(t) in self.times:
             self.states[float(t)] = x_t
         return self.inner(x_t, t, cond)
-
-
-def _one_row_if_equal(value: Tensor) -> Tensor:
-    return value[:1].clone() if bool((value == value[:1]).all()) else value
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    with replacing(path) as aside:
-        save_file(tensors, str(aside))
