@@ -82,4 +82,5 @@ def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
     for _ in range(rounds):
         factor = a * eye + b * gram + c * (gram @ gram)
         q, gram = factor @ q, factor @ factor @ gram
-    return q @ x
+    result: Tensor = q @ x
+    return result

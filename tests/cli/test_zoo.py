@@ -47,7 +47,7 @@ def test_counts_must_be_counts(fewstep: Fewstep, option: str, value: int) -> Non
     assert f"'{option}'" in fewstep("zoo", "eval", "shapes", option, value).refusal
 
 
-def test_training_takes_the_shipped_settings_unless_told(
+def test_training_takes_the_default_settings_unless_told(
     fewstep: Fewstep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fewstep.zoo.shapes import train
@@ -61,7 +61,9 @@ def test_training_takes_the_shipped_settings_unless_told(
     monkeypatch.setattr(train, "train", remember)
     assert fewstep("zoo", "train", "shapes", "--out", tmp_path, "--device", "cpu").code == 0
     assert fewstep("zoo", "train", "zoo:shapes", "--out", tmp_path, "--device", "cpu", "--scenes", 8).code == 0
-    assert runs == [(tmp_path, train.Settings(), "cpu"), (tmp_path, train.Settings(scenes=8), "cpu")]
+    assert fewstep("zoo", "train", "shapes", "--out", tmp_path, "--device", "cpu", "--start", "zoo:shapes").code == 0
+    asked = (train.Settings(), train.Settings(scenes=8), train.Settings(start="zoo:shapes"))
+    assert runs == [(tmp_path, settings, "cpu") for settings in asked]
 
 
 def test_training_needs_a_device_that_is_there(fewstep: Fewstep, tmp_path: Path) -> None:

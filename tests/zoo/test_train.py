@@ -1,5 +1,6 @@
 """The training recipe: a run that is stopped and started again ends in the weights of one that never stopped."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,16 @@ from fewstep.zoo.steps import Steps
 TINY = Settings(scenes=12, vae_steps=2, vae_batch=2, teacher_steps=3, teacher_batch=2, save_every=1, compile=False)
 
 
-def test_the_recipe_makes_a_pipeline_that_diffusers_runs_alone(tmp_path: Path) -> None:
-    folder = train(tmp_path / "run", TINY)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run, not to be changed."""
+    run = tmp_path_factory.mktemp("made") / "run"
+    train(run, TINY)
+    return run
+
+
+def test_the_recipe_makes_a_pipeline_that_diffusers_runs_alone(made: Path) -> None:
+    folder = made / "pipeline"
     pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     image = pipe("a red ring", num_inference_steps=1, height=64, width=64, max_sequence_length=24).images[0]
@@ -24,8 +33,8 @@ def test_the_recipe_makes_a_pipeline_that_diffusers_runs_alone(tmp_path: Path) -
     assert pipe.transformer.dtype == torch.float32
 
 
-def test_a_run_with_other_settings_is_not_touched(tmp_path: Path) -> None:
-    train(tmp_path, TINY)
+def test_a_run_with_other_settings_is_not_touched(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
     with pytest.raises(InputError, match="other settings"):
         train(tmp_path, replace(TINY, teacher_steps=4))
@@ -58,9 +67,32 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -> Non
     assert all(torch.equal(whole[0][key], parts[0][key]) for key in whole[0])
 
 
-def test_the_weights_are_those_of_the_last_checkpoint(tmp_path: Path) -> None:
-    folder = train(tmp_path, TINY)
-    kept = torch.load(tmp_path / "teacher.pt", weights_only=True)
+def test_the_weights_are_those_of_the_last_checkpoint(made: Path) -> None:
+    folder = train(made, TINY)
+    kept = torch.load(made / "teacher.pt", weights_only=True)
     weights = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
     assert kept["step"] == TINY.teacher_steps
     assert all(torch.equal(weights[key], value.half()) for key, value in kept["averages"][0].items())
+
+
+def test_a_run_goes_on_from_another_model_and_keeps_the_meaning_of_its_latents(made: Path, tmp_path: Path) -> None:
+    first = made / "pipeline"
+    second = train(tmp_path / "second", replace(TINY, start=str(first), seed=1))
+    before, after = (load_file(folder / "vae" / "diffusion_pytorch_model.safetensors") for folder in (first, second))
+    same = {key: torch.equal(before[key], after[key]) for key in before}
+    assert all(same[key] for key in same if key.startswith("encoder."))
+    assert not all(same[key] for key in same if key.startswith("decoder."))
+    config = [DiffusionPipeline.from_pretrained(folder).vae.config for folder in (first, second)]
+    assert config[0]["scaling_factor"] == config[1]["scaling_factor"]
+
+
+def test_what_a_run_can_not_go_on_from_is_told_before_it_starts(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fewstep.zoo.shapes import pipeline
+
+    first = made / "pipeline"
+    monkeypatch.setattr(pipeline, "LATENT_CHANNELS", 4)  # now another architecture
+    with pytest.raises(InputError, match="its vae differs"):
+        train(tmp_path / "second", replace(TINY, start=str(first)))
+    assert not (tmp_path / "second" / "pictures.npy").exists()

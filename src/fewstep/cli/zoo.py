@@ -84,17 +84,18 @@ def train(
     vae_steps: Annotated[int | None, typer.Option(help="Training steps of the autoencoder.")] = None,
     teacher_steps: Annotated[int | None, typer.Option(help="Training steps of the diffusion model.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the weights and the order of the data.")] = None,
+    start: Annotated[str | None, typer.Option(help="A pipeline to go on from: zoo:NAME or a folder.")] = None,
 ) -> None:
-    """Train a zoo model from nothing; without further options, exactly as the shipped weights were made.
+    """Train a zoo model from nothing, or on from one that is there.
 
     That takes hours on a CPU. A run that stops is continued by the same command. The model ends up in the run's folder
     'pipeline'.
 
     **Example:** `fewstep zoo train shapes --out runs/shapes`
     """
-    given = {"scenes": scenes, "vae_steps": vae_steps, "teacher_steps": teacher_steps, "seed": seed}
+    given = {"scenes": scenes, "vae_steps": vae_steps, "teacher_steps": teacher_steps, "seed": seed, "start": start}
     settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    for key in settings.keys() - {"seed"}:
+    for key in settings.keys() - {"seed", "start"}:
         at_least(1, settings[key], f"--{key.replace('_', '-')}", "fewstep zoo train")
     if (model := name.removeprefix("zoo:")) not in TRAINED:
         raise InputError(bad_value("NAME", "fewstep zoo train", f"one of {', '.join(TRAINED)}", model))

@@ -105,9 +105,10 @@ def _lay_out(start: int, scenes: int) -> Layouts:
 
 
 def _word(start: int, scenes: int) -> Tokens:
+    drawn = ((seed, sample_scene(np.random.default_rng(seed))) for seed in _chunk(start, scenes))
     texts = [
-        describe(sample_scene(np.random.default_rng(seed)), np.random.default_rng((seed, wording)))[0]
-        for seed in _chunk(start, scenes)
+        describe(scene, np.random.default_rng((seed, wording)))[0]
+        for seed, scene in drawn
         for wording in range(WORDINGS)
     ]
     return as_tokens(build_tokenizer(), texts).reshape(-1, WORDINGS, PROMPT_TOKENS)

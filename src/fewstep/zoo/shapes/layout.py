@@ -42,7 +42,8 @@ def _columns(thing: Thing) -> Array:
     shown = np.zeros((GRID, GRID, COLUMNS), np.float32)
     shown[..., : len(kinds)] = kinds
     shown[..., len(kinds) : len(kinds) + 2] = np.concatenate(np.broadcast_arrays(across, down), -1)
-    return shown * covered[..., None]
+    shown *= covered[..., None]
+    return shown
 
 
 def _named(thing: Thing) -> tuple[str, str, str, str]:

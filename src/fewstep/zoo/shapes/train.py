@@ -36,14 +36,14 @@ DECAY_FROM = 0.5  # of the teacher's steps: from there on the rates fall
 
 @dataclass(frozen=True)
 class Settings:
-    """One run. The defaults are those of the shipped weights; docs/log.md says what differed."""
+    """One run. The shipped weights were made in several, each going on from the one before: see docs/log.md."""
 
     scenes: int = 64_000
-    vae_steps: int = 1500
+    vae_steps: int = 3000
     vae_batch: int = 32
     vae_rate: float = 1e-3
     vae_kl: float = 1e-4
-    teacher_steps: int = 2800
+    teacher_steps: int = 10_000
     teacher_batch: int = 64
     muon_rate: float = 5e-3  # the matrices of the transformer's blocks
     adam_rate: float = 1e-3  # everything else
@@ -109,7 +109,7 @@ def _trained_vae(out: Path, settings: Settings, vae: AutoencoderKL, drawn: Pixel
     vae.encoder.requires_grad_(settings.start is None)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=settings.vae_rate, betas=(0.9, 0.98), weight_decay=1e-4)
 
-    # Not compiled: with torch 2.13 the compiled bfloat16 VAE in channels-last form learned nothing on a CPU.
+    # Not compiled: with torch 2.13 on a CPU the compiled decoder's gradients are wrong (docs/log.md).
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng((settings.seed, step))
         images = as_images(drawn[np.sort(rng.integers(0, len(drawn), settings.vae_batch))], device)
