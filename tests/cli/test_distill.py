@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from fewstep.cli.distill import _job
+from fewstep.cli.distill import job_of
 from tests.cli.conftest import Fewstep
 
 
@@ -20,19 +21,18 @@ def prompts(tmp_path: Path) -> Path:
 def test_options_go_before_the_configuration(tmp_path: Path, prompts: Path) -> None:
     config = tmp_path / "job.yaml"
     config.write_text(f"teacher: zoo:shapes\nprompts: {prompts}\nout: {tmp_path}\nsteps: 2\nrate: 1e-3\n")
-    job = _job({"steps": 1}, config)
-    assert (job.steps, job.rate, job.teacher) == (1, 1e-3, "zoo:shapes")
+    job = job_of(str(config), {"steps": 1})
+    assert (job.steps, job.rungs[0].settings(0).rate, job.teacher) == (1, 1e-3, "zoo:shapes")
 
 
 @pytest.mark.parametrize(
     ("line", "named"),
     [
-        ([], "TEACHER"),
         (["zoo:shapes"], "--prompts"),
         (["zoo:shapes", "--prompts", "p.txt"], "--out"),
         (["zoo:shapes", "--prompts", "p.txt", "--out", "o", "--steps", 0], "--steps"),
         (["zoo:shapes", "--prompts", "p.txt", "--out", "o", "--method", "magic"], "magic"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["nowhere.yaml"], "nowhere.yaml"),
     ],
 )
 def test_what_is_missing_or_wrong_is_named(fewstep: Fewstep, line: list[object], named: str) -> None:
@@ -42,10 +42,16 @@ def test_what_is_missing_or_wrong_is_named(fewstep: Fewstep, line: list[object],
 def test_a_run_of_a_few_steps(fewstep: Fewstep, model: Path, tmp_path: Path, prompts: Path) -> None:
     config = tmp_path / "job.yaml"
     config.write_text("teacher_steps: 2\nbatch: 2\nsamples: 4\nwarmup: 0\n")
-    config.write_text(config.read_text() + f"prompts: {prompts}\nout: {tmp_path / 'run'}\n")
-    ran = fewstep("distill", model, "--config", config, "--steps", 1, "--iterations", 2)
+    config.write_text(config.read_text() + f"teacher: {model}\nprompts: {prompts}\nout: {tmp_path / 'run'}\n")
+    ran = fewstep("distill", config, "--steps", 1, "--iterations", 2)
     assert ran.code == 0, ran.err
     assert (tmp_path / "run" / "student" / "model_index.json").exists()
     picture = tmp_path / "a.png"
     assert fewstep("generate", tmp_path / "run" / "student", "a red ring", "-o", picture).code == 0
     assert picture.exists()
+
+
+def test_the_methods_are_listed(fewstep: Fewstep) -> None:
+    rows = json.loads(fewstep("distill", "methods", "--json").out)
+    assert {"kd", "dmd2", "meanflow"} <= {row["method"] for row in rows}
+    assert all(row["when"].endswith(".") for row in rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fewstep.distill.job import Job, read_job
+from fewstep.distill.job import Job, Rung, read_job
 from fewstep.errors import InputError
 
 LEAST = {"prompts": ["a ring"], "out": "out/x"}
@@ -16,10 +16,24 @@ def test_yaml_and_mapping_are_the_same_job(tmp_path):
         "prompts: [a ring]\nout: out/x\nmethod: progressive\nsteps: 2\nrate: 3e-4\nhalve_from: 8\ncompile: true\n"
     )
     job = read_job(path)
-    assert job == Job(["a ring"], "out/x", method="progressive", steps=2, rate=3e-4, halve_from=8, compile=True)
-    assert job.stages == [4, 2]
-    assert job.settings.steps == job.iterations == 4000
-    assert job.settings.compile
+    rung = Rung("progressive", halve_from=8, training={"rate": 3e-4, "compile": True})
+    assert job == Job(["a ring"], "out/x", steps=2, ladder=(rung,))
+    assert [(rung.method, rung.steps) for rung in job.rungs] == [("progressive", 4), ("progressive", 2)]
+    settings = job.rungs[0].settings(5)
+    assert (settings.steps, settings.rate, settings.compile, settings.seed) == (4000, 3e-4, True, 5)
+
+
+def test_keys_beside_a_ladder_hold_for_all_rungs():
+    ladder = [{"method": "kd", "iterations": 10}, {"method": "dmd2", "critic_steps": 2, "rate": 1e-4, "steps": 2}]
+    job = read_job({**LEAST, "batch": 8, "compile": True, "steps": 4, "ladder": ladder})
+    first, second = job.rungs
+    assert (first.iterations, first.batch, first.steps, second.batch, second.steps) == (10, 8, 4, 8, 2)
+    assert (dict(first.options), dict(second.options)) == ({}, {"critic_steps": 2})
+    assert first.settings(0).compile
+    assert second.settings(0).compile
+    assert second.settings(0).rate == 1e-4
+    assert second.settings(0).betas == second.card.betas
+    assert (job.kept, job.stepping) == (4, "euler")
 
 
 def test_a_tasks_prompts_are_asked_of_the_caller():
@@ -39,11 +53,19 @@ def test_a_tasks_prompts_are_asked_of_the_caller():
         ({"kept_steps": 6}, "'kept_steps' of distillation must be a multiple of 4"),
         ({"compile": "yes"}, "'compile' of The configuration must be true or false"),
         ({"rate": None}, "'rate' of The configuration must be a number"),
+        ({"method": "dmd2", "critic_steps": 1.5}, "'critic_steps' of The method 'dmd2' must be a whole number"),
+        ({"critic_steps": 2}, "unknown key 'critic_steps'"),
+        ({"ladder": {"method": "kd"}}, "'ladder' of The configuration must be a list of rungs"),
+        ({"ladder": []}, "'ladder' of distillation must be one rung or more"),
+        ({"halve_from": 8}, "'halve_from' of a rung must be given to progressive alone"),
+        ({"method": "consistency", "sampler": "euler"}, "'sampler' of distillation must be renoise for consistency"),
+        ({"method": "meanflow", "roles": "lora"}, "meanflow tells the network a second time"),
+        ({"roles": "shared"}, "'roles' of The configuration must be one of copies, lora"),
         ({"rate": -1}, "'rate' of the training loop"),
-        ({"method": "magic"}, "'method' of distillation must be one of kd, progressive"),
+        ({"method": "magic"}, "'method' of distillation must be one of kd, reflow, progressive"),
         ({"method": "progressive", "halve_from": 12, "steps": 4}, "'teacher_steps' of progressive distillation"),
         ({"huber": -1}, "'huber' of the loss"),
-        ({"iterations": 0}, "'steps' of the training loop"),
+        ({"iterations": 0}, "'iterations' of a rung must be at least 1"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(change, message):

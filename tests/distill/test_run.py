@@ -11,8 +11,9 @@ from diffusers import DiffusionPipeline
 
 from fewstep.diffusion.samplers import euler, flow_times
 from fewstep.distill.data import PathSet
-from fewstep.distill.job import Job
-from fewstep.distill.run import distill, run, unguided
+from fewstep.distill.job import Job, Rung
+from fewstep.distill.run import distill, run
+from fewstep.distill.student import unguided
 from fewstep.errors import InputError
 from fewstep.models.load import load
 from fewstep.models.manifest import Manifest, manifest_of
@@ -20,7 +21,9 @@ from fewstep.models.trace import trace
 from tests.distill.pipes import CALL, SHIFT, SIZE, pipeline
 
 PROMPTS = ["a red ring", "a small blue cross on a dark background", "two circles"]
-SMALL = {"samples": 6, "teacher_steps": 4, "iterations": 4, "batch": 3, "rate": 1e-3, "warmup": 0}
+FLAT = {"samples": 6, "teacher_steps": 4, "iterations": 4, "batch": 3, "rate": 1e-3, "warmup": 0}
+TRAINING = {"rate": 1e-3, "warmup": 0}
+SMALL = {"samples": 6, "teacher_steps": 4, "ladder": [Rung("kd", 4, 3, training=TRAINING)]}
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +70,11 @@ def test_the_same_call_again_does_nothing_again(teacher, tmp_path):
     job = Job(PROMPTS, tmp_path, steps=2, **SMALL)
     first = distill(teacher, job, show=False)
     weights = next((first / "transformer").glob("*.safetensors")).read_bytes()
-    log = (tmp_path / "train" / "losses.jsonl").read_text()
+    log = (tmp_path / "1-kd" / "losses.jsonl").read_text()
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "paths").glob("shard-*")}
     again = distill(teacher, job, show=False)
     assert next((again / "transformer").glob("*.safetensors")).read_bytes() == weights
-    assert (tmp_path / "train" / "losses.jsonl").read_text() == log
+    assert (tmp_path / "1-kd" / "losses.jsonl").read_text() == log
     assert shards == {path: path.stat().st_mtime_ns for path in (tmp_path / "paths").glob("shard-*")}
 
 
@@ -85,18 +88,21 @@ def test_students_of_fewer_steps_share_paths_and_start_from_another(teacher, tmp
 
 
 def test_progressive_goes_through_its_stages(teacher, tmp_path):
-    job = Job(PROMPTS, tmp_path, method="progressive", steps=1, halve_from=4, **SMALL)
+    ladder = [Rung("progressive", 4, 3, halve_from=4, training=TRAINING)]
+    job = Job(PROMPTS, tmp_path, steps=1, **{**SMALL, "ladder": ladder})
     folder = distill(teacher, job, show=False)
     assert load(folder)("a red ring", output_type="latent").images.isfinite().all()
-    for stage in (2, 1):
-        lines = [json.loads(line) for line in (tmp_path / f"stage-{stage}" / "losses.jsonl").read_text().splitlines()]
+    for stage in (1, 2):
+        lines = [
+            json.loads(line) for line in (tmp_path / f"{stage}-progressive" / "losses.jsonl").read_text().splitlines()
+        ]
         assert lines[-1]["rate"] < lines[0]["rate"]
 
 
 def test_a_configuration_file_runs_it_and_shares_the_teachers_parts(teacher, tmp_path):
     teacher.save_pretrained(tmp_path / "teacher")
     Manifest("tiny", call=CALL).write(tmp_path / "teacher")
-    config = {**SMALL, "teacher": str(tmp_path / "teacher"), "prompts": "task:x", "out": str(tmp_path / "run")}
+    config = {**FLAT, "teacher": str(tmp_path / "teacher"), "prompts": "task:x", "out": str(tmp_path / "run")}
     (tmp_path / "job.yaml").write_text(yaml.safe_dump({**config, "steps": 2, "share": True, "stored": "float16"}))
     folder = run(tmp_path / "job.yaml", tasks=lambda name: PROMPTS)
     assert not (folder / "vae").exists()

@@ -2,95 +2,174 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from fewstep.cli.check import at_least, device_here
-from fewstep.cli.show import note, working
+from fewstep.cli.show import AsJson, note, print_json, print_rows, working
 
 if TYPE_CHECKING:
     from fewstep.distill.job import Job
 
 COMMAND = "fewstep distill"
+CONFIGS = (".yaml", ".yml")
 
 
-def distill(
-    teacher: Annotated[
-        str | None, typer.Argument(help="A zoo model, a diffusers pipeline folder, or a hub id.")
-    ] = None,
+class _TrainByDefault(TyperGroup):
+    """`fewstep distill X` is `fewstep distill train X` where X is no command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["train", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_TrainByDefault,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Train a student that needs few steps: `fewstep distill zoo:shapes …` or `fewstep distill config.yaml`.",
+)
+
+
+@app.command()
+def train(
+    source: Annotated[
+        str,
+        typer.Argument(help="A teacher (zoo model, pipeline folder or hub id), or a YAML file with a whole job."),
+    ],
     prompts: Annotated[
         str | None, typer.Option(help="A text file, one prompt a line, or task:NAME of the zoo.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder; the student is in it.")] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="A YAML file with any field of a job; options go before it.")
+    method: Annotated[
+        str | None, typer.Option(help="One of those that `fewstep distill methods` lists. [default: kd]")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="kd (on the teacher's paths) or progressive.")] = None,
     steps: Annotated[int | None, typer.Option(help="The student's steps. [default: 4]")] = None,
     samples: Annotated[int | None, typer.Option(help="Teacher paths to make. [default: 10000]")] = None,
     iterations: Annotated[int | None, typer.Option(help="Training steps. [default: 4000]")] = None,
-    batch: Annotated[int | None, typer.Option(help="Paths in one training step. [default: 64]")] = None,
-    rate: Annotated[float | None, typer.Option(help="The highest learning rate. [default: 0.0003]")] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples in one training step. [default: 64]")] = None,
+    rate: Annotated[float | None, typer.Option(help="The highest learning rate. [default: the method's]")] = None,
     start: Annotated[
         str | None, typer.Option(help="A pipeline to start from, instead of the teacher's weights.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of all random numbers. [default: 0]")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Try everything on one batch, and say what the whole will need.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a student that does in few steps what the teacher does in many.
 
-    Needs no pictures, only prompts. A run that stops is continued by the same command. The student is a plain
-    diffusers pipeline, with the teacher's guidance inside.
+    Needs no pictures, only prompts. Options go before what the file says. A run that stops is continued by the same
+    command. The student is a plain diffusers pipeline, with the teacher's guidance inside.
 
     **Example:** `fewstep distill zoo:shapes --prompts task:shapes --steps 4 --out runs/four`
     """
-    given: dict[str, Any] = {
-        "teacher": teacher,
-        "prompts": prompts,
-        "out": out,
-        "method": method,
-        "steps": steps,
-        "samples": samples,
-    }
+    given: dict[str, Any] = {"prompts": prompts, "out": out, "method": method, "steps": steps, "samples": samples}
     given |= {"iterations": iterations, "batch": batch, "rate": rate, "start": start, "seed": seed}
     for name in ("steps", "samples", "iterations", "batch"):
         at_least(1, given[name], f"--{name}", COMMAND)
+    job = job_of(source, {name: value for name, value in given.items() if value is not None})
+    if dry_run:
+        _rehearse(job, as_json)
+        return
     with working():
-        folder = _distill({name: value for name, value in given.items() if value is not None}, config)
+        from fewstep.distill.run import distill
+        from fewstep.models.load import load
+
+        score = job.prompts.score if isinstance(job.prompts, TaskPrompts) else None
+        folder = distill(load(job.teacher).to(device_here(None)), job, score=score)
     note(f"The student is in {folder}.")
 
 
-def _distill(given: dict[str, Any], config: Path | None) -> Path:
-    from fewstep.distill.run import distill as do
-    from fewstep.models.load import load
+@app.command()
+def methods(as_json: AsJson = False) -> None:
+    """List the methods: what each needs and costs, and when to take it.
 
-    job = _job(given, config)
-    return do(load(job.teacher).to(device_here(None)), job)
+    **Example:** `fewstep distill methods`
+    """
+    from fewstep.distill.catalog import CATALOG
+
+    rows = [
+        {
+            "method": name,
+            "needs": card.needs,
+            "networks": card.networks,
+            "cost": card.cost,
+            "sampled by": " or ".join(card.samplers),
+            "paper": card.paper,
+            "when": card.when,
+        }
+        for name, card in CATALOG.items()
+    ]
+    print_rows(rows, as_json=as_json, title="Methods; cost is forward passes of a step for each sample")
 
 
-def _job(given: dict[str, Any], config: Path | None) -> Job:
-    """The configuration with the options put over it."""
-    from fewstep.distill.job import read_job
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="The folder of a run, finished or not.")]) -> None:
+    """Draw a run: losses, what the guard said, quality and samples over the steps, in one HTML file.
+
+    **Example:** `fewstep distill report runs/four`
+    """
+    with working():
+        from fewstep.bench.training import report as draw
+
+        page = draw(run)
+    note(f"The report is in {page}.")
+
+
+def _rehearse(job: Job, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    with working():
+        from fewstep.bench.rehearsal import rehearse
+        from fewstep.models.load import load
+
+        found = rehearse(load(job.teacher).to(device_here(None)), job)
+    if as_json:
+        print_json({**asdict(found), "hours": found.hours})
+        return
+    print_rows(found.role_rows(), as_json=False, title="Networks: millions of parameters, and memory in MB")
+    print_rows(found.time_rows(), as_json=False, title="What the whole run will take")
+    for rung in found.rungs:
+        for warning in rung.warnings:
+            note(f"warning: {warning}")
+
+
+def job_of(source: str, given: dict[str, Any]) -> Job:
+    """The job of a YAML file or of a teacher, with the options put over it."""
+    from fewstep.distill.job import read_job, read_yaml
     from fewstep.errors import InputError
 
-    if config is not None:
-        job = read_job(config, tasks=prompts_of)
-        whole = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
-        given = {**whole, **given}
-    if not given.get("teacher"):
-        raise InputError(f"{COMMAND} needs a TEACHER: a zoo model like zoo:shapes, a pipeline folder, or a hub id.")
+    values = read_yaml(Path(source)) if source.endswith(CONFIGS) else {"teacher": source}
+    values |= given
+    if not values.get("teacher"):
+        raise InputError(f"{source} must have the key 'teacher': a zoo model, a pipeline folder, or a hub id.")
     for name in ("prompts", "out"):
-        if name not in given:
-            raise InputError(f"{COMMAND} needs --{name}, or a --config that has it.")
-    return read_job(given, tasks=prompts_of)
+        if name not in values:
+            raise InputError(f"{COMMAND} needs --{name}, or a YAML file that has it.")
+    return read_job(values, tasks=TaskPrompts)
 
 
-def prompts_of(task_name: str) -> Callable[[int, int], Sequence[str]]:
-    """A zoo task's prompts as a function of how many and the seed."""
-    from fewstep.zoo.tasks import task
+class TaskPrompts:
+    """A zoo task's prompts, as a function of how many and the seed, which remembers what they asked for."""
 
-    source = task(task_name)
-    return lambda n, seed: [prompt for prompt, _ in source.prompts(n, seed)]
+    def __init__(self, name: str) -> None:
+        from fewstep.zoo.tasks import task
+
+        self._task = task(name)
+        self._asks: dict[str, Any] = {}
+
+    def __call__(self, n: int, seed: int) -> list[str]:
+        pairs = self._task.prompts(n, seed)
+        self._asks.update(pairs)
+        return [prompt for prompt, _ in pairs]
+
+    def score(self, prompts: Sequence[str], images: Any) -> dict[str, float]:
+        """The oracle's word on images of its prompts."""
+        return {"prompt_accuracy": self._task.accuracy([self._asks[prompt] for prompt in prompts], images)}

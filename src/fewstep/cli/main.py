@@ -32,7 +32,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
 app.command("bench")(bench.bench)
-app.command("distill")(distill.distill)
+app.add_typer(distill.app, name="distill")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(zoo.app, name="zoo")
 app.command("doctor")(doctor.doctor)

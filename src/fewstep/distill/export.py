@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewstep.diffusion.samplers import flow_times
+from fewstep.distill.lora import Adapter, peft_state
 from fewstep.errors import InputError, bad_value
 from fewstep.files import replacing
 from fewstep.models.hooks import wrapped
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 Stored = Literal["float32", "float16", "bfloat16"]
+LORA = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 TOLERANCE = 1e-4  # of times; the schedulers keep them in float32
 
 
@@ -57,7 +60,8 @@ def export(
         raise InputError(f"The manifest of the student {manifest.name!r} must have its steps and times.")
     if stored not in get_args(Stored):
         raise InputError(bad_value("stored", "export", f"one of {', '.join(get_args(Stored))}", stored))
-    parts = {**pipe.components, component: student.eval(), "scheduler": flow_scheduler(pipe.scheduler, manifest.times)}
+    scheduler = flow_scheduler(pipe.scheduler, manifest.times, renoise=manifest.sampler == "renoise")
+    parts = {**pipe.components, component: student.eval(), "scheduler": scheduler}
     whole = type(pipe)(**parts)
     check_steps(whole, component, manifest, example)
     shares = _shares(whole, {component, "scheduler"}, folder, Path(share)) if share is not None else {}
@@ -71,8 +75,45 @@ def export(
     return folder
 
 
-def flow_scheduler(scheduler: Any, times: Sequence[float]) -> FlowMatchEulerDiscreteScheduler:
-    """An Euler scheduler whose steps are at these times of a flow; `scheduler` says how many training steps there were.
+def export_lora(
+    adapter: Adapter,
+    pipe: DiffusionPipeline,
+    folder: Path | str,
+    manifest: Manifest,
+    *,
+    component: str = "transformer",
+) -> Path:
+    """Write the student as a LoRA file for the teacher's pipeline, with its scheduler and `fewstep.json` beside it.
+
+        pipe.load_lora_weights(folder)
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+        pipe(prompt, **manifest.call)
+
+    Raises:
+        InputError: a pipeline that loads no LoRA files, or times that no shift gives.
+        MachineError: the disk is full; what was in `folder` before is whole.
+    """
+    check_lora(pipe)
+    assert manifest.times is not None
+    scheduler = flow_scheduler(pipe.scheduler, manifest.times, renoise=manifest.sampler == "renoise")
+    with replacing(Path(folder)) as aside:
+        aside.mkdir()
+        save_file(peft_state(adapter, component), str(aside / LORA), metadata={"format": "pt"})
+        scheduler.save_pretrained(aside / "scheduler")
+        manifest.write(aside)
+    return Path(folder)
+
+
+def check_lora(pipe: DiffusionPipeline) -> None:
+    """Raises InputError for a pipeline that can't load a LoRA file."""
+    if not hasattr(pipe, "load_lora_weights"):
+        raise InputError(f"{type(pipe).__name__} loads no LoRA files: take saved: pipeline.")
+
+
+def flow_scheduler(scheduler: Any, times: Sequence[float], *, renoise: bool = False) -> FlowMatchEulerDiscreteScheduler:
+    """A scheduler whose steps are at these times of a flow: Euler's, or with `renoise` x0 noised anew at each.
+
+    `scheduler` says how many training steps there were.
 
     Raises:
         InputError: no shift gives these times.
@@ -81,7 +122,8 @@ def flow_scheduler(scheduler: Any, times: Sequence[float]) -> FlowMatchEulerDisc
 
     one_step = len(times) == 2  # any shift will do
     shift = float(getattr(scheduler.config, "shift", 1.0)) if one_step else shift_of(times)
-    return FlowMatchEulerDiscreteScheduler(scheduler.config.num_train_timesteps, shift=shift)
+    trained = scheduler.config.num_train_timesteps
+    return FlowMatchEulerDiscreteScheduler(trained, shift=shift, stochastic_sampling=renoise)
 
 
 def shift_of(times: Sequence[float]) -> float:

@@ -1,23 +1,100 @@
-"""A distillation as data: what `run` does, from keyword arguments or from a YAML file."""
+"""A distillation as data: what `run` does, from keyword arguments or from a YAML file.
+
+    teacher: zoo:shapes
+    prompts: task:shapes
+    out: runs/four
+    steps: 4
+    ladder:
+      - {method: kd, iterations: 400}
+      - {method: dmd2, iterations: 800, critic_steps: 2}
+
+Without a `ladder` the keys of a rung (method, iterations, rate, …) stand beside the others; with one, those that stand
+there hold for all rungs. A rung's own keys are its fields, those of the training loop's settings, and the options of
+its method.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from math import isfinite
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+from fewstep.distill.catalog import Card, card
 from fewstep.distill.export import Stored
 from fewstep.distill.loop import Settings
 from fewstep.distill.losses import Distance, Weighting
+from fewstep.distill.methods.backward import Stepping
 from fewstep.distill.methods.progressive import halvings
-from fewstep.distill.precision import Precision
+from fewstep.distill.parallel import Kind
 from fewstep.distill.prompts import PromptSource
+from fewstep.distill.typed import typed
 from fewstep.errors import InputError, bad_value
 
-Method = Literal["kd", "progressive"]
 TASK = "task:"
+Sharing = Literal["copies", "lora"]
+Saved = Literal["pipeline", "lora"]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One training: a method and how long. The next rung starts from its student.
+
+    Attributes:
+        method: a name in `catalog.CATALOG`.
+        iterations: of the training loop.
+        batch: samples of one process in one forward pass; `training["accumulate"]` of them make a step.
+        steps: the student's in this rung; None: the job's.
+        halve_from: progressive only: starts at half of so many steps and halves down to `steps`, a rung each.
+        weighting, huber: of the loss (`losses.Distance`), where a method leaves that open.
+        training: other values of `loop.Settings`; rates and betas are the method's where they are not here.
+        options: of the method.
+
+    Raises:
+        InputError: a value that does not fit.
+    """
+
+    method: str = "kd"
+    iterations: int = 4000
+    batch: int = 64
+    steps: int | None = None
+    halve_from: int | None = None
+    weighting: Weighting = "velocity"
+    huber: float = 0.0
+    training: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch"):
+            if getattr(self, name) < 1:
+                raise InputError(bad_value(name, "a rung", "at least 1", getattr(self, name)))
+        if self.halve_from is not None and self.method != "progressive":
+            raise InputError(bad_value("halve_from", "a rung", "given to progressive alone", self.method))
+        own = self.card.options(self.options, f"The method {self.method!r}")
+        object.__setattr__(self, "options", own)
+        _ = self.distance, self.settings(0)  # they check their own values
+
+    @property
+    def card(self) -> Card:
+        return card(self.method)
+
+    @property
+    def distance(self) -> Distance:
+        return Distance(self.weighting, self.huber)
+
+    def settings(self, seed: int) -> Settings:
+        own = self.card
+        of_method = {"rate": own.rate, "rates": own.rates, "betas": own.betas}
+        return Settings(**{"steps": self.iterations, "seed": seed, **of_method, **self.training})
+
+    def facts(self) -> dict[str, Any]:
+        """What must be equal for a training to be the same, beside its settings; as JSON."""
+        named = ("method", "batch", "steps", "weighting", "huber", "options")
+        return {name: getattr(self, name) for name in named}
+
+
+TRAINING = {f.name for f in fields(Settings)} - {"steps"}
+OF_A_RUNG = {f.name for f in fields(Rung)} - {"training", "options"}
 
 
 @dataclass(frozen=True)
@@ -26,135 +103,180 @@ class Job:
 
     Attributes:
         prompts: a list, a text file with one a line, or a function of (n, seed).
-        out: folder of the run; the pipeline comes to `out/student`.
+        out: folder of the run; the student comes to `out/student`.
         teacher: what `fewstep.load` takes; only `run` reads it.
-        method: "kd" or "progressive".
         steps: the student's.
+        ladder: one training after another.
         teacher_steps: the solver's (DPM-Solver++ 2M) on the paths; a multiple of the steps kept.
-        kept_steps: times stored on each path; a multiple of `steps`, so that students of fewer steps can share paths.
+        kept_steps: times stored on each path; a multiple of each rung's steps; None: the most of them.
         samples: paths to make; each has its own noise and prompt.
-        halve_from: progressive only: Euler steps of the teacher in the first stage, `steps` times a power of two.
         paths: folder of the paths; None: `out/paths`. Students may share one.
         start: a pipeline whose denoiser the student starts from; None: the teacher's.
         shift: of the student's times; None: what the teacher uses.
+        sampler: how the student is sampled: "euler" or "renoise"; None: the last method's first choice.
         call: arguments of the teacher's call beyond its defaults; not the prompt.
-        iterations, batch, rate, …: of the training loop (`loop.Settings`); a progressive stage takes `iterations` each.
-        weighting, huber: of the loss (`losses.Distance`).
+        roles: "copies" of the network for student and critic, or "lora": adapters on the one backbone.
+        rank: of the adapters.
+        check_every: steps between the guard's looks at the student (`guard`); 0: no guard, and the last weights count.
+        show_every: steps between sample grids (`watch.Gallery`); 0: none.
+        shown: prompts of a look and of a grid, `draws` samples each.
+        tensorboard: write TensorBoard files too.
+        parallel: how processes that torchrun started train together: "ddp" or "fsdp"; None: ddp where there are some.
+        processes: how many there must be; None: however many there are.
+        saved: a whole "pipeline", or a "lora" file for the teacher's pipeline.
         stored: dtype of the student's weights on disk.
         share: don't write the parts that the teacher's folder holds already.
         name: in the student's manifest; None: the teacher's name and the steps.
+
+    Raises:
+        InputError: a value that does not fit.
     """
 
     prompts: PromptSource
     out: Path | str
     teacher: str = ""
-    method: Method = "kd"
     steps: int = 4
+    ladder: Sequence[Rung] = (Rung(),)
     teacher_steps: int = 24
     kept_steps: int | None = None
     samples: int = 10000
-    halve_from: int | None = None
     paths: Path | str | None = None
     start: Path | str | None = None
     shift: float | None = None
+    sampler: Stepping | None = None
     call: Mapping[str, Any] = field(default_factory=dict)
-    iterations: int = 4000
-    batch: int = 64
-    rate: float = 3e-4
-    warmup: int = 50
-    decay: float = 1.0
-    optimizer: str = "adamw"
-    ema: float = 0.999
-    weighting: Weighting = "velocity"
-    huber: float = 0.0
-    precision: Precision = "fp32"
-    compile: bool = False
-    save_every: int = 500
+    roles: Sharing = "copies"
+    rank: int = 32
+    check_every: int = 250
+    show_every: int = 500
+    shown: int = 8
+    draws: int = 4
+    tensorboard: bool = False
+    parallel: Kind | None = None
+    processes: int | None = None
+    saved: Saved = "pipeline"
     seed: int = 0
     stored: Stored = "float32"
     share: bool = False
     name: str | None = None
 
     def __post_init__(self) -> None:
-        rules = {
-            "method": (self.method in get_args(Method), f"one of {', '.join(get_args(Method))}"),
+        choices: dict[str, tuple[str | None, ...]] = {
+            "roles": get_args(Sharing),
+            "stored": get_args(Stored),
+            "sampler": (None, *get_args(Stepping)),
+            "parallel": (None, *get_args(Kind)),
+        }
+        rules: dict[str, tuple[bool, str]] = {
             "steps": (self.steps >= 1, "at least 1"),
+            "ladder": (len(self.ladder) >= 1, "one rung or more"),
             "samples": (self.samples >= 1, "at least 1"),
-            "batch": (self.batch >= 1, "at least 1"),
-            "stored": (self.stored in get_args(Stored), f"one of {', '.join(get_args(Stored))}"),
+            "rank": (self.rank >= 1, "at least 1"),
+            "check_every": (self.check_every >= 0, "0 or more"),
+            "show_every": (self.show_every >= 0, "0 or more"),
+            "shown": (self.shown >= 2, "at least 2"),
+            "draws": (self.draws >= 2, "at least 2"),
+            "saved": (self.saved == "pipeline" or self.roles == "lora", "pipeline, or lora where roles are lora"),
+            **{
+                name: (getattr(self, name) in allowed, f"one of {', '.join(map(str, allowed))}")
+                for name, allowed in choices.items()
+            },
         }
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise InputError(bad_value(name, "distillation", rule, getattr(self, name)))
-        _ = self.settings, self.distance, self.stages  # they check their own values
-        if self.kept % self.steps:
-            raise InputError(bad_value("kept_steps", "distillation", f"a multiple of {self.steps} steps", self.kept))
+        for rung in self.rungs:
+            self._check(rung)
+
+    def _check(self, rung: Rung) -> None:
+        assert rung.steps is not None
+        if rung.card.needs == "paths" and self.kept % rung.steps:
+            raise InputError(bad_value("kept_steps", "distillation", f"a multiple of {rung.steps} steps", self.kept))
+        if self.roles == "lora" and rung.card.two_times:
+            raise InputError(f"{rung.method} tells the network a second time, which adapters can't: take 'copies'.")
+        if self.sampler is not None and self.sampler not in rung.card.samplers:
+            rule = f"{' or '.join(rung.card.samplers)} for {rung.method}"
+            raise InputError(bad_value("sampler", "distillation", rule, self.sampler))
+
+    @property
+    def rungs(self) -> list[Rung]:
+        """All trainings, each with its steps: a progressive rung is as many as it halves."""
+        all_: list[Rung] = []
+        for rung in self.ladder:
+            steps = rung.steps or self.steps
+            if rung.method == "progressive":
+                halved = halvings(rung.halve_from or 4 * steps, steps)
+                all_ += [replace(rung, steps=n, halve_from=None) for n in halved]
+            else:
+                all_.append(replace(rung, steps=steps))
+        return all_
 
     @property
     def kept(self) -> int:
-        return self.kept_steps or self.steps
+        """The times to store on each path."""
+        on_paths = [rung.steps or 1 for rung in self.rungs if rung.card.needs == "paths"]
+        return self.kept_steps or max([1, *on_paths])
+
+    def facts(self) -> dict[str, Any]:
+        """What made a student, for its manifest; as JSON."""
+        named = ("teacher_steps", "samples", "roles", "seed")
+        rungs = [{**rung.facts(), **asdict(rung.settings(self.seed))} for rung in self.rungs]
+        return {**{name: getattr(self, name) for name in named}, "start": str(self.start), "ladder": rungs}
 
     @property
-    def settings(self) -> Settings:
-        own = {name: getattr(self, name) for name in (f.name for f in fields(Settings)) if hasattr(self, name)}
-        return Settings(**{**own, "steps": self.iterations})
-
-    @property
-    def distance(self) -> Distance:
-        return Distance(self.weighting, self.huber)
-
-    @property
-    def stages(self) -> list[int]:
-        """The student's steps in each stage."""
-        if self.method == "kd":
-            return [self.steps]
-        return halvings(self.halve_from or 4 * self.steps, self.steps)
+    def stepping(self) -> Stepping:
+        """How the student is sampled."""
+        return self.sampler or self.rungs[-1].card.samplers[0]
 
 
 def read_job(config: Mapping[str, Any] | Path | str, *, tasks: Callable[[str], PromptSource] | None = None) -> Job:
-    """The job of a configuration: the fields of `Job`, as a mapping or a YAML file; `prompts: task:NAME` asks `tasks`.
+    """The job of a configuration: a mapping or a YAML file; `prompts: task:NAME` asks `tasks`.
 
     Raises:
         InputError: an unknown or missing key, or a value that does not fit.
     """
     where = "The configuration" if isinstance(config, Mapping) else str(config)
-    values = dict(config) if isinstance(config, Mapping) else _read_yaml(Path(config))
-    known = {f.name: f for f in fields(Job)}
-    if unknown := [name for name in values if name not in known]:
-        raise InputError(f"{where} has the unknown key {unknown[0]!r}; known are {', '.join(known)}.")
-    needed = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
-    if missing := [name for name in needed if name not in values]:
-        raise InputError(f"{where} must have the key {missing[0]!r}.")
+    values = dict(config) if isinstance(config, Mapping) else read_yaml(Path(config))
     hints = get_type_hints(Job)
-    values = {name: _typed(name, value, hints[name], where) for name, value in values.items()}
-    prompts = values["prompts"]
+    own = {name: typed(name, values.pop(name), hints[name], where) for name in hints if name in values}
+    needed = [f.name for f in fields(Job) if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [name for name in needed if name not in own]:
+        raise InputError(f"{where} must have the key {missing[0]!r}.")
+    ladder = own.pop("ladder", [{}])
+    if not isinstance(ladder, list) or not all(isinstance(rung, Mapping) for rung in ladder):
+        raise InputError(bad_value("ladder", where, "a list of rungs, each with keys and values", ladder))
+    own["ladder"] = tuple(_rung({**values, **rung}, where) for rung in ladder)
+    prompts = own["prompts"]
     if isinstance(prompts, str) and prompts.startswith(TASK):
         if tasks is None:
             raise InputError(f"{where} takes prompts from {prompts!r}, and no tasks are known here.")
-        values["prompts"] = tasks(prompts.removeprefix(TASK))
-    return Job(**values)
+        own["prompts"] = tasks(prompts.removeprefix(TASK))
+    return Job(**own)
 
 
-def _typed(name: str, value: Any, hint: Any, where: str) -> Any:
-    """The value as its field wants it; YAML reads 3e-4 as text."""
-    kinds = get_args(hint) or (hint,)
-    if value is None and type(None) in kinds:
-        return None
-    if bool in kinds and not isinstance(value, bool):
-        raise InputError(bad_value(name, where, "true or false", value))
-    if int not in kinds and float not in kinds:
-        return value
-    kind = int if int in kinds else float
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if isinstance(value, bool) or not isfinite(number) or number != kind(number):
-        raise InputError(bad_value(name, where, "a whole number" if kind is int else "a number", value))
-    return kind(number)
+def _rung(values: Mapping[str, Any], where: str) -> Rung:
+    """A rung from one flat mapping."""
+    own = {name: values[name] for name in values if name in OF_A_RUNG}
+    training = {name: values[name] for name in values if name in TRAINING}
+    options = {name: values[name] for name in values if name not in OF_A_RUNG | TRAINING}
+    of_method = card(own.get("method", "kd")).choices
+    if unknown := [name for name in options if name not in of_method]:
+        known = [f.name for f in fields(Job)] + sorted(OF_A_RUNG | TRAINING) + sorted(of_method)
+        raise InputError(f"{where} has the unknown key {unknown[0]!r}; known are {', '.join(known)}.")
+    return Rung(**_typed(own, Rung, where), training=_typed(training, Settings, where), options=options)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _typed(values: Mapping[str, Any], of: type, where: str) -> dict[str, Any]:
+    hints = get_type_hints(of)
+    return {name: typed(name, value, hints[name], where) for name, value in values.items()}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a configuration file.
+
+    Raises:
+        InputError: it can't be read, or holds something else.
+    """
     import yaml
 
     try:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fewstep.distill.roles import Swappable
 from fewstep.errors import InputError, bad_value
 from fewstep.models.hooks import Hook
 
@@ -133,6 +135,33 @@ class Backbone:
             )
 
         enable(in_role)
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """Roles (`roles.Roles`) that are adapters on the teacher's own module."""
+
+    teacher: Swappable
+    backbone: Backbone
+
+    @classmethod
+    def over(cls, teacher: Swappable, rank: int) -> Shared:
+        """Freezes the teacher's module and puts hooks on it."""
+        return cls(teacher, Backbone(teacher.module, rank))
+
+    def student(self, weights: nn.Module | None) -> Swappable:
+        adapter = self.backbone.adapter()
+        if weights is not None:
+            adapter.load_state_dict(weights.state_dict())
+        return self.teacher.with_module(adapter.train(), guided=False)
+
+    def another(self) -> Swappable:
+        return self.student(None)
+
+    def plain(self, weights: nn.Module) -> nn.Module:
+        if not isinstance(weights, Adapter):
+            raise TypeError(f"An adapter is expected, not {type(weights).__name__}.")
+        return merged(weights)
 
 
 def merged(adapter: Adapter) -> nn.Module:

@@ -41,6 +41,38 @@ class Network:
         return replace(self, module=module)
 
 
+class Roles(Protocol):
+    """Where the trained networks beside a teacher come from: `Copies`, or `lora.Shared`."""
+
+    def student(self, weights: nn.Module | None) -> Swappable:
+        """One to train, from the weights that an earlier training ended with, or the teacher's."""
+        ...
+
+    def another(self) -> Swappable:
+        """One more of its kind, from the teacher's weights."""
+        ...
+
+    def plain(self, weights: nn.Module) -> nn.Module:
+        """What was trained as a module of the teacher's class."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Copies:
+    """Each network is a float32 copy of the teacher's."""
+
+    teacher: Swappable
+
+    def student(self, weights: nn.Module | None) -> Swappable:
+        return student_of(self.teacher, weights)
+
+    def another(self) -> Swappable:
+        return student_of(self.teacher)
+
+    def plain(self, weights: nn.Module) -> nn.Module:
+        return weights
+
+
 def student_of(teacher: Swappable, weights: nn.Module | None = None) -> Swappable:
     """A trainable float32 copy of the teacher (or of `weights`) that needs no guidance: one call a step."""
     module = copy.deepcopy(teacher.module if weights is None else weights).float().requires_grad_(True)

@@ -1,0 +1,182 @@
+"""How each method is made of what a run gives it; the keyword arguments are the method's options."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from fewstep.distill.data import PathBatch
+from fewstep.distill.losses import Distance
+from fewstep.distill.methods.adversary import Adversary, Gan
+from fewstep.distill.methods.backward import Rollout, Stepping
+from fewstep.distill.methods.consistency import Consistency, Shrinking
+from fewstep.distill.methods.discriminator import FeatureDiscriminator
+from fewstep.distill.methods.dmd2 import DMD2
+from fewstep.distill.methods.f_distill import Divergence, FDistill
+from fewstep.distill.methods.finetune import Finetune
+from fewstep.distill.methods.flow_map import FlowMap
+from fewstep.distill.methods.kd import KD
+from fewstep.distill.methods.ladd import LADD
+from fewstep.distill.methods.meanflow import MeanFlow
+from fewstep.distill.methods.progressive import Progressive
+from fewstep.distill.methods.rcm import RCM, RandomRollout
+from fewstep.distill.methods.reflow import Reflow
+from fewstep.distill.methods.scm import SCM
+from fewstep.distill.methods.scores import Critic
+from fewstep.distill.methods.sid import SiD
+from fewstep.distill.methods.tcm import TCM
+from fewstep.distill.roles import Swappable
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What a method is made of.
+
+    Attributes:
+        teacher: guided, not trained.
+        student: to be trained, one call a step; over `TwoTimes` for a card that says so.
+        another: makes one more network to be trained, from the teacher's weights: a critic.
+        times: of the student's steps, falling.
+        finer: of twice as many steps, which hold the same.
+        sampler: how the student is sampled.
+        batch: an example of what it will be trained on.
+        distance: the loss, where a method leaves it open.
+        seed: of what is made at random.
+    """
+
+    teacher: Swappable
+    student: Swappable
+    another: Callable[[], Swappable]
+    times: tuple[float, ...]
+    finer: tuple[float, ...]
+    sampler: Stepping
+    batch: PathBatch
+    distance: Distance = field(default_factory=Distance)
+    seed: int = 0
+
+    @property
+    def critic(self) -> Critic:
+        return Critic(self.another())
+
+    def first(self) -> Swappable:
+        """The student as it is before training."""
+        return self.student.with_module(copy.deepcopy(self.student.module).eval().requires_grad_(False))
+
+    def rollout(self, simulated: bool) -> Rollout:
+        return Rollout(self.times, self.sampler, simulated)
+
+    def gan(self, weight: float, kind: Adversary, r1: float) -> Gan:
+        """Heads over the teacher's features."""
+        x_t, t = self.batch.states[:, -1], self.times[0]
+        heads = FeatureDiscriminator.over(self.teacher, x_t, t, self.batch.cond, seed=self.seed)
+        return Gan(heads, weight, kind=kind, r1=r1)
+
+
+def kd(given: Given) -> KD:
+    return KD(given.student, given.distance)
+
+
+def reflow(given: Given) -> Reflow:
+    return Reflow(given.student, distance=given.distance)
+
+
+def progressive(given: Given, *, renoise: bool = True) -> Progressive:
+    return Progressive(given.student, given.teacher, given.finer, renoise, given.distance)
+
+
+def finetune(given: Given) -> Finetune:
+    return Finetune(given.student)
+
+
+def consistency(
+    given: Given, *, taught: bool = True, q: float = 2.0, k: float = 8.0, stages: int = 8, huber: float = 0.00054
+) -> Consistency:
+    teacher = given.teacher if taught else None
+    return Consistency(given.student, teacher, Shrinking(q, k), stages, huber=huber)
+
+
+def tcm(
+    given: Given,
+    *,
+    taught: bool = True,
+    q: float = 256.0,
+    k: float = 8.0,
+    boundary: float = 0.5,
+    share: float = 0.25,
+    weight: float = 0.1,
+) -> TCM:
+    second = consistency(given, taught=taught, q=q, k=k, stages=1)
+    return TCM(second, given.first(), boundary, share, weight)
+
+
+def scm(given: Given, *, taught: bool = True, sigma_data: float = 1.0, warmup: float = 0.1, c: float = 0.1) -> SCM:
+    teacher = given.teacher if taught else None
+    return SCM(given.student, teacher, sigma_data=sigma_data, warmup=warmup, c=c).checked(given.batch)
+
+
+def meanflow(given: Given, *, taught: bool = True, p: float = 0.75, c: float = 1e-3) -> MeanFlow:
+    return MeanFlow(given.student, given.teacher if taught else None, p=p, c=c).checked(given.batch)
+
+
+def flow_map(given: Given, *, part: float = 0.25, huber: float = 0.0) -> FlowMap:
+    return FlowMap(given.student, given.teacher, part=part, huber=huber)
+
+
+def dmd2(given: Given, *, critic_steps: int = 5, simulated: bool = True) -> DMD2:
+    return DMD2(given.student, given.teacher, given.critic, given.rollout(simulated), critic_steps)
+
+
+def dmd2_gan(
+    given: Given,
+    *,
+    critic_steps: int = 5,
+    simulated: bool = True,
+    weight: float = 3e-3,
+    kind: Adversary = "softplus",
+    r1: float = 0.0,
+) -> DMD2:
+    return replace(dmd2(given, critic_steps=critic_steps, simulated=simulated), gan=given.gan(weight, kind, r1))
+
+
+def f_distill(
+    given: Given,
+    *,
+    divergence: Divergence = "js",
+    critic_steps: int = 5,
+    simulated: bool = True,
+    weight: float = 3e-3,
+    r1: float = 0.0,
+) -> FDistill:
+    matching = dmd2_gan(given, critic_steps=critic_steps, simulated=simulated, weight=weight, r1=r1)
+    return FDistill(matching, divergence)
+
+
+def ladd(
+    given: Given,
+    *,
+    discriminator_steps: int = 1,
+    simulated: bool = False,
+    weight: float = 1.0,
+    kind: Adversary = "hinge",
+    r1: float = 0.1,
+) -> LADD:
+    return LADD(given.student, given.gan(weight, kind, r1), given.rollout(simulated), discriminator_steps)
+
+
+def sid(given: Given, *, critic_steps: int = 1, alpha: float = 1.0, simulated: bool = True) -> SiD:
+    return SiD(given.student, given.teacher, given.critic, given.rollout(simulated), critic_steps, alpha)
+
+
+def rcm(
+    given: Given,
+    *,
+    critic_steps: int = 4,
+    most: int = 4,
+    warmup: float = 0.1,
+    sigma_data: float = 1.0,
+    scm_weight: float = 100.0,
+    dmd_weight: float = 1.0,
+) -> RCM:
+    matching = DMD2(given.student, given.teacher, given.critic, RandomRollout(given.times[0], most), critic_steps)
+    return RCM(scm(given, sigma_data=sigma_data, warmup=warmup), matching, scm_weight, dmd_weight)
