@@ -12,8 +12,8 @@ from diffusers import DiffusionPipeline
 from fewstep.diffusion.samplers import euler, flow_times
 from fewstep.distill.data import PathSet
 from fewstep.distill.job import Job, Rung
+from fewstep.distill.pipelines import unguided
 from fewstep.distill.run import distill, run
-from fewstep.distill.student import unguided
 from fewstep.errors import InputError
 from fewstep.models.load import load
 from fewstep.models.manifest import Manifest, manifest_of

@@ -18,10 +18,10 @@ from torch import nn
 
 from fewstep.bench.timing import MB, peak_memory, weights_mb
 from fewstep.distill.job import Job, Rung
-from fewstep.distill.ladder import Ladder, Lesson
+from fewstep.distill.ladder import Lesson
 from fewstep.distill.loop import Settings
+from fewstep.distill.pipelines import PipelineJob
 from fewstep.distill.roles import device_of
-from fewstep.distill.student import write_student
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -103,20 +103,21 @@ def rehearse(pipe: DiffusionPipeline, job: Job) -> Rehearsal:
     """
     with tempfile.TemporaryDirectory(prefix="fewstep-") as place:
         small = _small(job, Path(place))
-        ladder = Ladder.of(pipe, small)
+        given = PipelineJob.of(pipe, small)
+        ladder = given.ladder
         start = time.perf_counter()
         sources = ladder.sources(show=False)
         seconds, made = time.perf_counter() - start, next(iter(sources.values()))
         disk = sum(file.stat().st_size for file in made.folder.iterdir()) / MB
-        weights, before, measured = ladder.start, None, []
+        weights, before, measured = ladder.domain.start, None, []
         for number, (rung, whole) in enumerate(zip(small.rungs, job.rungs, strict=True), start=1):
-            with peak_memory(str(device_of(ladder.teacher.module))) as peak:
+            with peak_memory(str(device_of(ladder.domain.teacher.module))) as peak:
                 lesson = ladder.lesson(rung, before, weights, sources)
                 weights = ladder.train(number, lesson, show=False)
             measured.append(_measured(lesson, whole, job, Path(place) / f"{number}-{rung.method}", peak.rise_mb))
             before = rung
         assert weights is not None
-        write_student(ladder, weights)
+        given.write(weights)
     share = job.samples / len(made)
     return Rehearsal(job.samples, seconds * share / HOUR, disk * share, tuple(measured))
 

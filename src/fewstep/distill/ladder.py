@@ -1,25 +1,31 @@
 """From one training to the next: each rung of a job starts from the student of the one before.
 
-ladder = Ladder.of(pipe, job)      # traces the pipeline
-weights = ladder.climb()           # makes the paths and trains, or goes on with both
-student = ladder.plain(weights)    # a module of the teacher's class
+    ladder = Ladder(domain, job)
+    weights = ladder.climb()              # makes what it trains on and trains, or goes on with both
+    student = ladder.plain(weights, 4)    # a module of the teacher's class
+
+A `Domain` is what is distilled: a traced pipeline (`pipelines`), or a network of your own in a few lines:
+
+    teacher = Network(module, Schedule.flow())                      # called as module(x_t, t, cond)
+    domain = Domain(teacher, labels, torch.tensor, shape=(2,))
+    ladder = Ladder(domain, Job((), "run", steps=1, ladder=[Rung("kd"), Rung("dmd2")]))
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from fewstep.diffusion.samplers import flow_times
+from fewstep.distill import conditions
 from fewstep.distill.data import Content, PathSet
-from fewstep.distill.export import flow_scheduler, shift_of
 from fewstep.distill.guard import Guard, Policy
 from fewstep.distill.job import Job, Rung
 from fewstep.distill.loop import Distiller, Watch, train
@@ -29,25 +35,14 @@ from fewstep.distill.methods.backward import Stepping
 from fewstep.distill.parallel import Parallel, found
 from fewstep.distill.paths import PathSettings, PathTask, make_paths, make_prompts
 from fewstep.distill.probe import probe
-from fewstep.distill.prompts import read_prompts
-from fewstep.distill.record import Recorder
 from fewstep.distill.roles import Copies, Roles, Swappable, device_of
 from fewstep.distill.seeds import derive
 from fewstep.distill.store import Sizes
-from fewstep.distill.student import manifest_for
 from fewstep.distill.two_times import TwoTimes, fold
-from fewstep.distill.watch import Gallery, Score, each
-from fewstep.errors import FewstepError, InputError
+from fewstep.errors import FewstepError
 from fewstep.files import write_json
-from fewstep.models.load import for_each, load
-from fewstep.models.manifest import Manifest, manifest_of
-from fewstep.models.trace import TracedDenoiser, trace
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 SHARD = 512  # samples a file, about
-TRACE_STEPS = 4  # what a trace needs to check itself; more would only take longer
 EXAMPLE = 4  # samples to try a method on
 
 
@@ -62,80 +57,68 @@ class Lesson:
 
 
 @dataclass(frozen=True, eq=False)
-class Ladder:
-    """A job with its pipeline traced.
+class Domain:
+    """What is distilled.
 
     Attributes:
-        example: a call of the pipeline.
+        teacher: guided, if it is guided at all.
+        prompts: one a sample, whatever `condition` takes.
+        condition: some of them -> what the teacher is told.
+        shape: of one sample's state.
+        unseen: prompts to look at while training; empty for the first of `prompts`.
         shift: of the times; see `samplers.flow_times`.
-        start: the weights that the first rung starts from, None for the teacher's.
+        start: the weights that the first rung starts from; None: the teacher's.
+        facts: what else tells its teacher from another, as JSON; how it is guided, for one.
+        watch: what looks on at a lesson whose folder is given, see `loop.train`.
     """
 
-    pipe: DiffusionPipeline
-    job: Job
-    parallel: Parallel
-    teacher: TracedDenoiser
-    roles: Roles
-    prompts: Sequence[str]
-    example: Mapping[str, Any]
-    negative: Any
-    shift: float
-    start: nn.Module | None
-    score: Score | None = None
+    teacher: Swappable
+    prompts: Sequence[Any]
+    condition: Callable[[Sequence[Any]], Any]
+    shape: tuple[int, ...]
+    unseen: Sequence[Any] = ()
+    shift: float = 1.0
+    start: nn.Module | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    watch: Callable[[Lesson, Path], Watch | None] = lambda lesson, folder: None
 
-    @classmethod
-    def of(cls, pipe: DiffusionPipeline, job: Job, score: Score | None = None) -> Ladder:
-        """Trace the pipeline. `score`: of the sample grids.
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """A job on a domain."""
+
+    domain: Domain
+    job: Job
+
+    @cached_property
+    def roles(self) -> Roles:
+        """Where students and critics come from."""
+        teacher = self.domain.teacher
+        return Copies(teacher) if self.job.roles == "copies" else Shared.over(teacher, self.job.rank)
+
+    @cached_property
+    def parallel(self) -> Parallel:
+        """This process among those that torchrun started.
 
         Raises:
-            InputError: prompts that can't be read, or a pipeline that can't be distilled.
-            TraceError: its denoiser can't be found.
+            InputError, MachineError: other processes than the job asks for.
         """
-        parallel = found(job.parallel or ("ddp" if "WORLD_SIZE" in os.environ else "none"), job.processes)
-        if parallel.device.type == "cuda" and parallel.size > 1:
-            pipe.to(parallel.device)
-        prompts = read_prompts(job.prompts, job.samples, job.seed)
-        example = {"prompt": prompts[0], **job.call}
-        _check_teacher(pipe)
-        traced = trace(pipe, **{**example, "num_inference_steps": TRACE_STEPS})
-        if len(traced.modules) != 1:
-            raise InputError(
-                f"Only pipelines of one denoiser can be distilled so far. This has {', '.join(traced.modules)}."
-            )
-        if traced.schedule.kind != "flow":
-            raise InputError(
-                f"Only flow pipelines can be distilled so far. {type(pipe).__name__} is {traced.schedule.kind}."
-            )
-        of_teacher = manifest_of(pipe)
-        negative = {**(dict(of_teacher.call) if of_teacher else {}), **job.call}.get("negative_prompt")
-        shift = job.shift if job.shift is not None else shift_of(traced.times)
-        start: nn.Module | None = None
-        if job.start is not None:
-            start = getattr(load(job.start), next(iter(traced.modules)))
-        roles = Copies(traced) if job.roles == "copies" else Shared.over(traced, job.rank)
-        return cls(pipe, job, parallel, traced, roles, prompts, example, negative, shift, start, score)
-
-    @property
-    def component(self) -> str:
-        """The name of the pipeline's denoiser."""
-        return next(iter(self.teacher.modules))
-
-    def manifest(self, steps: int, sampler: Stepping) -> Manifest:
-        """Of a student of so many steps."""
-        return manifest_for(self.pipe, self.job, self.times(steps), sampler, guided=len(self.teacher.weights) > 1)
+        return processes_of(self.job)
 
     def times(self, steps: int) -> tuple[float, ...]:
-        return tuple(flow_times(steps, self.shift))
+        """Of so many steps: falling, from noise to the end."""
+        return tuple(flow_times(steps, self.domain.shift))
 
     def climb(self, *, show: bool = True) -> nn.Module:
         """All rungs; the average of the last one's student.
 
         Raises:
+            FewstepError: the guard stopped a training that was never sound.
             KeyboardInterrupt: Ctrl-C; all is saved.
         """
         if self.parallel.first:
             write_json(Path(self.job.out) / "job.json", {"teacher": self.job.teacher, **self.job.facts()})
-        sources, weights, before = self.sources(show=show), self.start, None
+        sources, weights, before = self.sources(show=show), self.domain.start, None
         for number, rung in enumerate(self.job.rungs, start=1):
             weights = self.train(number, self.lesson(rung, before, weights, sources), show=show)
             before = rung
@@ -154,42 +137,6 @@ class Ladder:
         made = self._made(show)
         self.parallel.wait()
         return made
-
-    def _made(self, show: bool) -> dict[Content, PathSet]:
-        needed: set[Content] = {rung.card.needs for rung in self.job.rungs}
-        if needed == {"prompts"}:
-            return {"prompts": self._only_prompts(show)}
-        paths = self._paths(show)
-        return {"paths": paths, "latents": paths, "prompts": paths}
-
-    def _paths(self, show: bool) -> PathSet:
-        job, first = self.job, self.job.rungs[0]
-        training, shard = first.settings(job.seed), _shard(first)
-        settings = PathSettings(
-            batch=first.batch, shard=shard, seed=job.seed, precision=training.precision, compile=training.compile
-        )
-        facts, folder = {"guidance": dict(self.teacher.weights)}, job.paths or Path(job.out) / "paths"
-        return make_paths(self.teacher, self._task(), folder, settings, facts=facts, show=show)
-
-    def _only_prompts(self, show: bool) -> PathSet:
-        sizes = Sizes(batch=self.job.rungs[0].batch, shard=_shard(self.job.rungs[0]))
-        return make_prompts(self._task(), Path(self.job.out) / "prompts", sizes, show=show)
-
-    def _task(self) -> PathTask:
-        shape = tuple(self.teacher.noise.shape[1:])
-        return PathTask(self.prompts, self.condition, shape, self.times(self.job.teacher_steps), self.job.kept)
-
-    def condition(self, prompts: Sequence[Any]) -> Any:
-        """What the teacher is told for these prompts."""
-        each = {} if self.negative is None else {"negative_prompt": for_each(self.negative, list(prompts))}
-        return self.teacher.condition(prompt=list(prompts), **each)
-
-    def _teacher(self, rung: Rung, before: Rung | None, weights: nn.Module | None) -> Swappable:
-        """The pipeline, or the student of the stage before in a progressive ladder."""
-        if rung.method != "progressive" or before is None or before.steps != 2 * (rung.steps or 0):
-            return self.teacher
-        assert weights is not None
-        return self.teacher.with_module(weights, guided=False)
 
     def lesson(
         self, rung: Rung, before: Rung | None, weights: nn.Module | None, sources: Mapping[Content, PathSet]
@@ -221,11 +168,11 @@ class Ladder:
         """The average of the student after the lesson, which is the job's n-th rung.
 
         Raises:
+            FewstepError: the guard stopped it, and it was never sound.
             KeyboardInterrupt: Ctrl-C; all is saved.
         """
         job, rung, source = self.job, lesson.rung, lesson.source
-        folder, device = Path(job.out) / f"{number}-{rung.method}", device_of(self.teacher.module)
-        gallery = self._gallery(lesson, folder)
+        folder, device = Path(job.out) / f"{number}-{rung.method}", device_of(self.domain.teacher.module)
         done = train(
             lesson.distiller,
             source.batches(rung.batch, job.seed, device),
@@ -234,7 +181,7 @@ class Ladder:
             facts={**rung.facts(), "start": str(job.start), "paths": source.fingerprint},
             guard=self._guard(lesson),
             parallel=self.parallel,
-            watch=gallery,
+            watch=self.domain.watch(lesson, folder) if self.parallel.first else None,
             title=f"{rung.method}, {rung.steps} steps",
             show=show,
         )
@@ -244,17 +191,40 @@ class Ladder:
             raise KeyboardInterrupt
         return done.averages["student"]
 
+    def _made(self, show: bool) -> dict[Content, PathSet]:
+        domain, job = self.domain, self.job
+        first = job.rungs[0]
+        training, shard = first.settings(job.seed), first.batch * max(1, SHARD // first.batch)  # whole batches
+        task = PathTask(domain.prompts, domain.condition, domain.shape, self.times(job.teacher_steps), job.kept)
+        if all(rung.card.needs == "prompts" for rung in job.rungs):
+            place = Path(job.out) / "prompts"
+            return {"prompts": make_prompts(task, place, Sizes(first.batch, shard), show=show)}
+        settings = PathSettings(
+            batch=first.batch, shard=shard, seed=job.seed, precision=training.precision, compile=training.compile
+        )
+        place = Path(job.paths or Path(job.out) / "paths")
+        paths = make_paths(domain.teacher, task, place, settings, facts=domain.facts, show=show)
+        return {"paths": paths, "latents": paths, "prompts": paths}
+
+    def _teacher(self, rung: Rung, before: Rung | None, weights: nn.Module | None) -> Swappable:
+        """The domain's, or the student of the stage before in a progressive ladder."""
+        teacher = self.domain.teacher
+        if rung.method != "progressive" or before is None or before.steps != 2 * (rung.steps or 0):
+            return teacher
+        assert weights is not None
+        return teacher.with_module(weights, guided=False)
+
     def _guard(self, lesson: Lesson) -> Guard | None:
-        job, rung = self.job, lesson.rung
+        job, domain, rung = self.job, self.domain, lesson.rung
         if not job.check_every or rung.method == "finetune":  # which is not meant to need few steps
             return None
         assert rung.steps is not None
         watched = probe(
-            self.teacher,
-            self.condition,
-            self._unseen,
+            domain.teacher,
+            domain.condition,
+            domain.unseen or domain.prompts[: job.shown],
             job.draws,
-            self.teacher.noise.shape[1:],
+            domain.shape,
             self.times(rung.steps),
             self.times(job.teacher_steps),
             lesson.sampler,
@@ -262,57 +232,26 @@ class Ladder:
         )
         return Guard(watched, Policy(every=job.check_every))
 
-    def _gallery(self, lesson: Lesson, folder: Path) -> Watch | None:
-        job, rung = self.job, lesson.rung
-        if not job.show_every or not self.parallel.first:
-            return None
-        assert rung.steps is not None
-        gallery = Gallery(
-            self.pipe,
-            self.manifest(rung.steps, lesson.sampler),
-            self._unseen,
-            folder,
-            every=job.show_every,
-            last=rung.iterations,
-            draws=job.draws,
-            shown=job.shown,
-            seed=job.seed,
-            call=job.call,
-            component=self.component,
-            plain=lambda weights: self.plain(weights, rung.steps or job.steps),
-            scheduler=flow_scheduler(self.pipe.scheduler, self.times(rung.steps), renoise=lesson.sampler == "renoise"),
-            score=self.score,
-        )
-        return each(gallery, Recorder(folder)) if job.tensorboard else gallery
-
-    @cached_property
-    def _unseen(self) -> list[str]:
-        """Prompts to look at: others than those of the training where the source has more."""
-        return read_prompts(self.job.prompts, self.job.shown, self.job.seed + 1)
-
     def _student(self, rung: Rung, weights: nn.Module | None) -> Swappable:
         if not rung.card.two_times:
             return self.roles.student(self._one_time(weights, rung.steps or self.job.steps))
-        start = self.teacher.module if weights is None else weights
+        start = self.domain.teacher.module if weights is None else weights
         return self.roles.student(start if isinstance(start, TwoTimes) else TwoTimes(start))
 
     def _one_time(self, weights: nn.Module | None, steps: int) -> Any:
         """A student that is told one time only: a flow map folded for these steps."""
         if not isinstance(weights, TwoTimes):
             return weights
-        two = self.teacher.with_module(weights, guided=False)
-        return fold(two, self.times(steps), self.teacher.noise, self.teacher.cond)
+        domain = self.domain
+        cond = conditions.template_of(domain.condition, domain.prompts)
+        x = torch.zeros(2, *domain.shape, device=device_of(weights))
+        return fold(domain.teacher.with_module(weights, guided=False), self.times(steps), x, cond)
 
 
-def _shard(rung: Rung) -> int:
-    """Samples a file, in whole batches: an odd one would be compiled anew."""
-    return rung.batch * max(1, SHARD // rung.batch)
+def processes_of(job: Job) -> Parallel:
+    """This process among those that torchrun started, as the job wants them.
 
-
-def _check_teacher(pipe: DiffusionPipeline) -> None:
-    manifest = manifest_of(pipe)
-    if manifest is not None and manifest.steps is not None:
-        raise InputError(
-            f"The teacher {manifest.name} is a student of {manifest.steps} steps itself: "
-            f"distil {manifest.teacher or 'its teacher'}, and start from this one if you like (start)."
-        )
+    Raises:
+        InputError, MachineError: others than it asks for.
+    """
+    return found(job.parallel or ("ddp" if "WORLD_SIZE" in os.environ else "none"), job.processes)

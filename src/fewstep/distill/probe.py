@@ -36,10 +36,10 @@ def probe(
     """
     repeated = [prompt for prompt in prompts for _ in range(draws)]
     device = device_of(teacher.module)
-    noise = torch.stack([torch.randn(tuple(shape), generator=generator(seed, "probe", i)) for i in range(len(repeated))])
+    draws_of_noise = [torch.randn(tuple(shape), generator=generator(seed, "probe", i)) for i in range(len(repeated))]
     with torch.no_grad(), uncompiled(teacher.module):
         cond = condition(repeated)
-    start = start_from(teacher.schedule, noise.to(device), times[0])
+    start = start_from(teacher.schedule, torch.stack(draws_of_noise).to(device), times[0])
 
     def grouped(x0: Tensor) -> Tensor:
         return x0.view(len(prompts), draws, *x0.shape[1:])

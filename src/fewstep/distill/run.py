@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from fewstep.distill.export import check_lora
 from fewstep.distill.job import Job, read_job
-from fewstep.distill.ladder import Ladder
+from fewstep.distill.pipelines import PipelineJob
 from fewstep.distill.prompts import PromptSource
-from fewstep.distill.student import write_student
 from fewstep.distill.watch import Score
 from fewstep.errors import InputError
 from fewstep.models.load import load, resolve
@@ -38,12 +37,13 @@ def distill(pipe: DiffusionPipeline, job: Job, *, score: Score | None = None, sh
     """
     if job.saved == "lora":
         check_lora(pipe)
-    ladder = Ladder.of(pipe, job, score)
-    with ladder.parallel.joined():
-        weights = ladder.climb(show=show)
-        if ladder.parallel.first:
-            write_student(ladder, weights)
-        ladder.parallel.wait()
+    given = PipelineJob.of(pipe, job, score)
+    parallel = given.ladder.parallel
+    with parallel.joined():
+        weights = given.ladder.climb(show=show)
+        if parallel.first:
+            given.write(weights)
+        parallel.wait()
     return Path(job.out) / "student"
 
 

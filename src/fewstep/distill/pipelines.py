@@ -1,0 +1,184 @@
+"""A diffusers pipeline as a domain: traced to be distilled, looked at while it learns, written as a pipeline again."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from fewstep.distill.export import export, export_lora, flow_scheduler, shift_of
+from fewstep.distill.job import Job
+from fewstep.distill.ladder import Domain, Ladder, Lesson, processes_of
+from fewstep.distill.loop import Watch
+from fewstep.distill.lora import Adapter
+from fewstep.distill.methods.backward import Stepping
+from fewstep.distill.prompts import read_prompts
+from fewstep.distill.record import Recorder
+from fewstep.distill.watch import Gallery, Score, each
+from fewstep.errors import InputError
+from fewstep.machine import versions
+from fewstep.models.load import for_each, load
+from fewstep.models.manifest import Manifest, manifest_of
+from fewstep.models.trace import TracedDenoiser, trace
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+TRACE_STEPS = 4  # what a trace needs to check itself; more would only take longer
+
+
+@dataclass(frozen=True, eq=False)
+class PipelineJob:
+    """A job on a pipeline. `example`: a call of it. `score`: of the sample grids; see `watch.Gallery`."""
+
+    pipe: DiffusionPipeline
+    job: Job
+    traced: TracedDenoiser
+    prompts: Sequence[str]
+    example: Mapping[str, Any]
+    score: Score | None = None
+
+    @classmethod
+    def of(cls, pipe: DiffusionPipeline, job: Job, score: Score | None = None) -> PipelineJob:
+        """Trace the pipeline.
+
+        Raises:
+            InputError: prompts that can't be read, or a pipeline that can't be distilled.
+            TraceError: its denoiser can't be found.
+        """
+        parallel = processes_of(job)
+        if parallel.size > 1:
+            pipe.to(parallel.device)
+        prompts = read_prompts(job.prompts, job.samples, job.seed)
+        example = {"prompt": prompts[0], **job.call}
+        _check_teacher(pipe)
+        traced = trace(pipe, **{**example, "num_inference_steps": TRACE_STEPS})
+        _check_traced(pipe, traced)
+        return cls(pipe, job, traced, prompts, example, score)
+
+    @property
+    def component(self) -> str:
+        """The name of the pipeline's denoiser."""
+        return next(iter(self.traced.modules))
+
+    @property
+    def guided(self) -> bool:
+        """Whether the teacher is asked once for each branch of its guidance."""
+        return len(self.traced.weights) > 1
+
+    @cached_property
+    def ladder(self) -> Ladder:
+        """The job's trainings."""
+        job, traced = self.job, self.traced
+        domain = Domain(
+            traced,
+            self.prompts,
+            self._condition,
+            tuple(traced.noise.shape[1:]),
+            # Others than those of the training, where the source has more.
+            unseen=read_prompts(job.prompts, job.shown, job.seed + 1),
+            shift=job.shift if job.shift is not None else shift_of(traced.times),
+            start=None if job.start is None else getattr(load(job.start), self.component),
+            facts={"guidance": dict(traced.weights)},
+            watch=self._watch,
+        )
+        return Ladder(domain, job)
+
+    def manifest(self, steps: int, sampler: Stepping) -> Manifest:
+        """What the folder of a student of so many steps says about itself."""
+        pipe, job, call = self.pipe, self.job, {**self._defaults, **self.job.call}
+        of_teacher = manifest_of(pipe)
+        teacher = of_teacher.name if of_teacher else type(pipe).__name__
+        if self.guided:
+            call = unguided(call, inspect.signature(type(pipe).__call__).parameters)
+        return Manifest(
+            name=job.name or f"{teacher}-{steps}step",
+            call={**call, "num_inference_steps": steps},
+            steps=steps,
+            times=self.ladder.times(steps),
+            sampler=sampler,
+            guidance_inside=True,
+            teacher=teacher,
+            made_by={**job.facts(), "versions": versions()},
+        )
+
+    def write(self, weights: nn.Module) -> Path:
+        """The student's folder, `out/student`, from what the ladder gave."""
+        job, folder = self.job, Path(self.job.out) / "student"
+        manifest = self.manifest(job.steps, job.stepping)
+        if job.saved == "lora":
+            assert isinstance(weights, Adapter)
+            return export_lora(weights, self.pipe, folder, manifest, component=self.component)
+        return export(
+            self.ladder.plain(weights, job.steps),
+            self.pipe,
+            folder,
+            manifest,
+            self.example,
+            component=self.component,
+            share=Path(str(self.pipe.config.get("_name_or_path", ""))) if job.share else None,
+            stored=job.stored,
+        )
+
+    @cached_property
+    def _defaults(self) -> dict[str, Any]:
+        manifest = manifest_of(self.pipe)
+        return dict(manifest.call) if manifest else {}
+
+    def _condition(self, prompts: Sequence[Any]) -> Any:
+        negative = {**self._defaults, **self.job.call}.get("negative_prompt")
+        each_ = {} if negative is None else {"negative_prompt": for_each(negative, list(prompts))}
+        return self.traced.condition(prompt=list(prompts), **each_)
+
+    def _watch(self, lesson: Lesson, folder: Path) -> Watch | None:
+        job, ladder, steps = self.job, self.ladder, lesson.rung.steps or self.job.steps
+        recorder = [Recorder(folder)] if job.tensorboard else []
+        if not job.show_every:
+            return each(*recorder)
+        renoise = lesson.sampler == "renoise"
+        gallery = Gallery(
+            self.pipe,
+            self.manifest(steps, lesson.sampler),
+            [str(prompt) for prompt in ladder.domain.unseen],
+            folder,
+            every=job.show_every,
+            last=lesson.rung.iterations,
+            draws=job.draws,
+            shown=job.shown,
+            seed=job.seed,
+            call=job.call,
+            component=self.component,
+            plain=lambda weights: ladder.plain(weights, steps),
+            scheduler=flow_scheduler(self.pipe.scheduler, ladder.times(steps), renoise=renoise),
+            score=self.score,
+        )
+        return each(gallery, *recorder)
+
+
+def unguided(call: Mapping[str, Any], accepted: Container[str]) -> dict[str, Any]:
+    """The call with classifier-free guidance off: a scale of 1 in the argument that this pipeline guides by."""
+    kept = {name: value for name, value in call.items() if not name.startswith("negative_prompt")}
+    return {**kept, "true_cfg_scale" if "true_cfg_scale" in accepted else "guidance_scale": 1.0}
+
+
+def _check_traced(pipe: DiffusionPipeline, traced: TracedDenoiser) -> None:
+    if len(traced.modules) != 1:
+        names = ", ".join(traced.modules)
+        raise InputError(f"Only pipelines of one denoiser can be distilled so far. This has {names}.")
+    if traced.schedule.kind != "flow":
+        kind = type(pipe).__name__
+        raise InputError(f"Only flow pipelines can be distilled so far. {kind} is {traced.schedule.kind}.")
+
+
+def _check_teacher(pipe: DiffusionPipeline) -> None:
+    manifest = manifest_of(pipe)
+    if manifest is not None and manifest.steps is not None:
+        raise InputError(
+            f"The teacher {manifest.name} is a student of {manifest.steps} steps itself: "
+            f"distil {manifest.teacher or 'its teacher'}, and start from this one if you like (start)."
+        )
