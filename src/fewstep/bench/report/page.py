@@ -49,19 +49,24 @@ def slug(name: str) -> str:
 
 def render(report: Report, pictures: Mapping[str, Array]) -> str:
     """The whole page as text; it asks the network for nothing."""
-    environment = Environment(
-        loader=PackageLoader("fewstep.bench.report", "."), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters |= {"factor": plots.factor, "seconds": seconds, "number": number, "facts": facts}
     with mpl.rc_context(plots.STYLE):
         charts = {
             "waterfall": plots.as_svg(plots.waterfall(report)),
             "speed_quality": plots.as_svg(plots.speed_quality(report)),
         }
-    images = {name: [_inline(picture) for picture in shown] for name, shown in pictures.items()}
-    return environment.get_template("report.html.j2").render(
-        report=report, charts=charts, pictures=images, titles=plots.TITLES, colours=plots.COLOURS
+    images = {name: [inline(picture) for picture in shown] for name, shown in pictures.items()}
+    return (
+        environment()
+        .get_template("report/report.html.j2")
+        .render(report=report, charts=charts, pictures=images, titles=plots.TITLES, colours=plots.COLOURS)
     )
+
+
+def environment() -> Environment:
+    """Templates of all reports, named by their folder in `fewstep.bench`, and the filters that they share."""
+    found = Environment(loader=PackageLoader("fewstep.bench", "."), autoescape=True, undefined=StrictUndefined)
+    found.filters |= {"factor": plots.factor, "seconds": seconds, "number": number, "facts": facts}
+    return found
 
 
 def _still(picture: Array) -> Image.Image:
@@ -75,7 +80,8 @@ def _save_pictures(folder: Path, pictures: Array) -> None:
         _still(picture).save(folder / f"{number}.png")
 
 
-def _inline(picture: Array) -> str:
+def inline(picture: Array) -> str:
+    """A picture, values in [0, 1], as an address that holds the whole of it."""
     data = io.BytesIO()
     _still(picture).save(data, format="png")
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode("ascii")
