@@ -1,0 +1,235 @@
+"""Every method of distillation at 8, 4, 2 and 1 steps, with equal compute for each.
+
+    python benchmarks/distill.py mixtures [--seeds 3] [--budget 6000] [--methods kd dmd2] [--steps 4 1]
+    python benchmarks/distill.py shapes [--budget 3000] [--teacher zoo:shapes] …
+
+`mixtures` distils a small network that was fitted to eight Gaussians on a circle; the distance to them is exact.
+`shapes` distils the zoo's model, and its oracle judges. The budget counts forward passes for each sample (a method's
+iterations are the budget over its cost); the teacher's paths are shared and not counted. Beside the students stands
+the teacher with as many steps, by its best solver.
+
+Writes out/benchmarks/distill-mixtures.json and .png, or the same of shapes. A run that stops goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import fewstep
+from fewstep.bench import results, solvers
+from fewstep.diffusion.samplers import SAMPLERS, euler, flow_times, renoise
+from fewstep.distill.catalog import CATALOG
+from fewstep.distill.job import Job, Rung
+from fewstep.distill.ladder import Domain, Ladder
+from fewstep.distill.mixtures import MixtureTask, ring
+from fewstep.distill.roles import Network
+from fewstep.distill.run import distill
+from fewstep.distill.seeds import generator
+from fewstep.files import read_json, write_json
+from fewstep.zoo.evaluate import evaluate
+from fewstep.zoo.tasks import task
+
+Row = dict[str, Any]
+POINTS = 4000  # samples that a distance is taken of
+SHOWN = 1000
+TEACHER = "teacher, best solver"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("domain", choices=["mixtures", "shapes"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--budget", type=int, default=6000, help="forward passes for each sample of a batch")
+    parser.add_argument("--batch", type=int, help="samples of a step (256 points, 64 pictures)")
+    parser.add_argument("--methods", nargs="+", default=list(CATALOG), choices=list(CATALOG), metavar="METHOD")
+    parser.add_argument("--steps", nargs="+", type=int, default=[8, 4, 2, 1])
+    parser.add_argument("--teacher", default="zoo:shapes")
+    options = parser.parse_args()
+    name = f"distill-{options.domain}"
+    place = results.FOLDER / name
+    rows = list((mixtures if options.domain == "mixtures" else shapes)(options, place))
+    show(rows)
+    print(results.save(name, rows))
+
+
+def known(path: Path, make: Callable[..., Row], *arguments: Any) -> Row:
+    """A row that was measured before, or now."""
+    if path.exists():
+        found: Row = read_json(path)
+        return found
+    row = make(*arguments)
+    write_json(path, row)
+    return row
+
+
+def rung(method: str, options: argparse.Namespace, batch: int, **training: Any) -> Rung:
+    """As many iterations as the budget buys; a progressive ladder shares it among its stages."""
+    iterations = max(1, options.budget // CATALOG[method].cost // (2 if method == "progressive" else 1))
+    return Rung(method, iterations, options.batch or batch, training=training)
+
+
+def ladder(method: str, options: argparse.Namespace, batch: int, **training: Any) -> list[Rung]:
+    """The method; before a second stage the first, for half of the budget each."""
+    own = rung(method, options, batch, **training)
+    if method != "tcm":
+        return [own]
+    halves = [rung("consistency", options, batch, **training), own]
+    return [Rung(one.method, max(1, one.iterations // 2), one.batch, training=one.training) for one in halves]
+
+
+# Mixtures: points on a ring, with exact distances.
+
+
+def mixtures(options: argparse.Namespace, place: Path) -> Iterator[Row]:
+    exact = MixtureTask(ring(8), labelled=False)
+    drawn: dict[str, Tensor] = {}
+    for seed in range(options.seeds):
+        teacher = fitted(exact, place / f"teacher-{seed}", seed)
+        noise = exact.noise(POINTS, seed=1000 + seed)
+        for steps in (50, *options.steps):
+            yield best_solver(exact, teacher, noise, steps, seed)
+        for method in options.methods:
+            for steps in options.steps:
+                run = place / f"{method}-{steps}-{seed}"
+                student = learn(teacher, ladder(method, options, 256, rate=1e-3, rates={}, ema=0.99), steps, seed, run)
+                drawn[f"{method} {steps}"] = points = sample(student, noise, steps, seed)
+                row = read_json(run / "trained.json")
+                yield {"method": method, "steps": steps, "seed": seed, "distance": exact.distance(points), **row}
+    picture(drawn, options.methods, options.steps, place.with_suffix(".png"))
+
+
+def fitted(exact: MixtureTask, place: Path, seed: int) -> Network:
+    """A network trained on samples of the mixture: the teacher, so that critics have weights to start from."""
+    untrained = exact.student(seed, width=128)
+    domain = Domain(exact.teacher, [0] * 20_000, nothing, (2,), start=untrained.module)
+    schooling = Rung("finetune", 4000, 256, training={"rate": 3e-3, "ema": 0.99})
+    job = Job((), place, ladder=[schooling], teacher_steps=32, samples=20_000, check_every=0, seed=seed)
+    return untrained.with_module(Ladder(domain, job).climb(show=False))
+
+
+def learn(teacher: Network, rungs: Sequence[Rung], steps: int, seed: int, place: Path) -> Any:
+    """The trained student as a denoiser that tells how it is sampled."""
+    domain = Domain(teacher, [0] * 10_000, nothing, (2,))
+    job = Job((), place, steps=steps, ladder=rungs, kept_steps=8, paths=place.parent / f"paths-{seed}", seed=seed)
+    start, climbing = time.perf_counter(), Ladder(domain, job)
+    weights = climbing.plain(climbing.climb(show=False), steps)
+    if not (place / "trained.json").exists():
+        iterations = sum(one.iterations for one in job.rungs)
+        write_json(place / "trained.json", {"iterations": iterations, "seconds": time.perf_counter() - start})
+    return teacher.with_module(weights), job.stepping
+
+
+def nothing(prompts: Sequence[Any]) -> None:
+    """Points are asked for by nothing."""
+
+
+@torch.no_grad()
+def sample(student: Any, noise: Tensor, steps: int, seed: int) -> Tensor:
+    denoiser, stepping = student
+    if stepping == "renoise":
+        return renoise(denoiser, noise, flow_times(steps), generator=generator("benchmark", seed))
+    return euler(denoiser, noise, flow_times(steps))
+
+
+@torch.no_grad()
+def best_solver(exact: MixtureTask, teacher: Network, noise: Tensor, steps: int, seed: int) -> Row:
+    counts = {"euler": steps} | {name: count(steps) for name, count in solvers.STEPS.items()}
+    found = {name: exact.distance(SAMPLERS[name](teacher, noise, flow_times(count))) for name, count in counts.items()}
+    best = min(found, key=lambda name: found[name])
+    return {"method": TEACHER, "steps": steps, "seed": seed, "distance": found[best], "solver": best}
+
+
+def picture(drawn: dict[str, Tensor], methods: Sequence[str], steps: Sequence[int], path: Path) -> None:
+    """A panel for each method and number of steps: the points of the last seed."""
+    figure = Figure(figsize=(1.6 * len(steps), 1.6 * len(methods)), layout="constrained")
+    grid = figure.subplots(len(methods), len(steps), squeeze=False)
+    for row, method in zip(grid, methods, strict=True):
+        for axes, count in zip(row, steps, strict=True):
+            x, y = drawn[f"{method} {count}"][:SHOWN].T
+            axes.scatter(x, y, s=1, color="#2a6f97")
+            axes.set(xlim=(-3, 3), ylim=(-3, 3), xticks=[], yticks=[], aspect="equal")
+            axes.set_title(f"{method}, {count}", fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
+# Shapes: the zoo's model, judged by its oracle.
+
+
+def shapes(options: argparse.Namespace, place: Path) -> Iterator[Row]:
+    asked = task("shapes")
+    teacher = fewstep.load(options.teacher)
+    yield known(place / "teacher-50.json", judged, teacher, asked, "teacher", 50)
+    for steps in options.steps:
+        yield known(place / f"teacher-{steps}.json", best_solved, options.teacher, asked, steps)
+    for method in options.methods:
+        for steps in options.steps:
+            for seed in range(options.seeds):
+                run = place / f"{method}-{steps}-{seed}"
+                rungs = ladder(method, options, 64)
+                yield known(run / "row.json", taught, teacher, asked, method, rungs, steps, seed, run)
+
+
+def taught(teacher: Any, asked: Any, method: str, rungs: list[Rung], steps: int, seed: int, run: Path) -> Row:
+    start = time.perf_counter()
+    prompts = [prompt for prompt, _ in asked.prompts(2000, seed)]
+    shared = run.parent / f"paths-{seed}"
+    job = Job(
+        prompts, run, steps=steps, ladder=rungs, kept_steps=8, samples=2000, paths=shared, seed=seed, show_every=0
+    )
+    student = fewstep.load(distill(teacher, job))
+    seconds = time.perf_counter() - start
+    iterations = sum(one.iterations for one in job.rungs)
+    return {**judged(student, asked, method, steps), "seed": seed, "iterations": iterations, "seconds": seconds}
+
+
+def best_solved(teacher: str, asked: Any, steps: int) -> Row:
+    rows = []
+    for solver in solvers.STEPS:
+        pipe = fewstep.load(teacher)
+        solvers.install(pipe, solver)
+        rows.append({**judged(pipe, asked, TEACHER, solvers.STEPS[solver](steps)), "steps": steps, "solver": solver})
+    return min(rows, key=lambda row: row["frechet"])
+
+
+def judged(pipe: Any, asked: Any, method: str, steps: int) -> Row:
+    quality = asdict(evaluate(pipe, asked, prompts=128, num_inference_steps=steps))
+    kept = ("prompt_accuracy", "one_object_accuracy", "frechet", "diversity")
+    return {"method": method, "steps": steps, "seed": 0, **{name: quality[name] for name in kept}}
+
+
+def show(rows: Sequence[Row]) -> None:
+    """A line for each method and number of steps; figures are means over seeds, with their range."""
+    measures = [name for name in ("distance", "prompt_accuracy", "frechet", "diversity", "seconds") if name in rows[-1]]
+    table = Table("method", "steps", *measures)
+    for method, steps in dict.fromkeys((row["method"], row["steps"]) for row in rows):
+        same = [row for row in rows if (row["method"], row["steps"]) == (method, steps)]
+        cells = [told([row[name] for row in same if name in row]) for name in measures]
+        table.add_row(method, str(steps), *cells)
+    Console().print(table)
+
+
+def told(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    spread = f" ({min(values):.3g} to {max(values):.3g})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3g}{spread}"
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except fewstep.FewstepError as error:
+        sys.exit(str(error))
