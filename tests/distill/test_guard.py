@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.distill.checkpoint import load, read_state, save, saved
+from fewstep.distill.checkpoint import saved
 from fewstep.distill.guard import (
     Guard,
     History,
@@ -26,6 +26,7 @@ from fewstep.distill.guard import (
     sizes,
     wrong,
 )
+from fewstep.distill.loop import Settings, Update, train
 from fewstep.errors import InputError
 
 POLICY = Policy(every=10, patience=1)
@@ -196,73 +197,148 @@ def test_a_probe_measures_in_evaluation_without_a_gradient_and_leaves_the_mode()
     assert [step for step in range(1, 31) if guard.due(step)] == [10, 20, 30]
 
 
-class Growing(nn.Module):
-    """Stands for a student whose contrast grows with each step, faster at a higher rate."""
+class Scale(nn.Module):
+    """A student whose samples are the teacher's times a number."""
 
     def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
 
 
-class Run:
-    """The part of a loop that a guard takes: checkpoints that hold its history, and the four actions."""
+class Collapsing:
+    """A method that pulls the scale to `goal`, under noise of the batch and of the step's generator."""
 
-    def __init__(self, folder, rate=0.02):
-        self.folder, self.rate, self.net, self.step, self.history = folder, rate, Growing(), 0, History()
-        reference = Reference.of(samples())
-        self.guard = Guard(Probe(lambda net: net.scale * samples(), reference), replace(POLICY, backs=2))
-        self.said = []
-        if saved(folder):
-            state = read_state(saved(folder)[-1])
-            load(saved(folder)[-1], {"student": self.net})
-            self.step, self.history, self.said = state["step"], History(**state["guard"]), state["said"]
+    def __init__(self, goal=100.0, broken=()):
+        self.net, self.goal, self.broken = Scale(), goal, broken
 
-    def save(self):
-        save(self.folder, self.step, {"student": self.net}, [], {"guard": asdict(self.history), "said": self.said})
+    @property
+    def modules(self):
+        return {"student": self.net}
 
-    def go(self, steps):
-        while self.step < steps and self.history.stopped is None:
-            with torch.no_grad():
-                self.net.scale *= 1 + self.rate * self.history.rate
-            self.step += 1
-            self.history = self.guard.heard(self.history, {"critic": 1.0})
-            if self.guard.due(self.step):
-                verdict = self.guard.decide(self.history, self.guard.measure(self.step, {"student": self.net}))
-                self.history = verdict.history
-                self.said.append(verdict.reason)
-                if verdict.action == "back":
-                    load(self.folder / "checkpoints" / f"step-{self.history.best:08d}", {"student": self.net})
-                if verdict.action != "go on":
-                    self.save()
-        return self
+    @property
+    def frozen(self):
+        return {}
+
+    def updates(self, batch, generator):
+        noise = batch + float(torch.randn((), generator=generator))
+        factor = math.nan if batch in self.broken else 1.0
+        yield Update("student", self.net, factor * (self.net.scale - self.goal - noise).square())
 
 
-@pytest.fixture(autouse=True)
-def every_checkpoint_is_kept(monkeypatch):
-    monkeypatch.setattr("fewstep.distill.checkpoint.KEEP", 100)  # a loop keeps the best beside the newest
+SETTINGS = Settings(steps=200, rate=0.02, warmup=0, decay=0.0, ema=0.0, save_every=7)
+GROWS = replace(POLICY, backs=2)
+
+
+def guard(policy=GROWS):
+    return Guard(Probe(lambda net: net.scale * samples(), Reference.of(samples())), policy)
+
+
+def go(folder, method=None, settings=SETTINGS, policy=GROWS, **kwargs):
+    method = method or Collapsing()
+    return train(method, kwargs.pop("batches", float), folder, settings, guard=guard(policy), show=False, **kwargs)
+
+
+def verdicts(folder):
+    return [json.loads(line) for line in (folder / "guard.jsonl").read_text().splitlines()]
+
+
+def logged(folder):
+    lines = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line["rate"]) for line in lines]
 
 
 def test_a_run_that_saturates_goes_back_at_lower_rates_and_stops(tmp_path):
-    run = Run(tmp_path).go(400)
-    assert run.step < 400
-    assert run.history.backs == 2
-    assert run.history.rate == 0.25
-    assert sum("larger than any of the teacher's" in said for said in run.said) == 3
-    assert sum("back to step" in said for said in run.said) == 2
-    assert run.said[-1] == run.history.stopped
-    assert "it went back 2 times, so training stops" in run.history.stopped
-    assert run.history.best is not None
-    assert 1.0 < float(run.net.scale.detach()) < 1.02**run.step / 1.5  # and it grew slower for the lower rates
+    asked, seen = [], []
+
+    def batches(number):
+        asked.append(number)
+        return float(number % 7)
+
+    def watch(step, averages):
+        seen.append((step, float(averages["student"].scale)))
+
+    done = go(tmp_path, batches=batches, watch=watch)
+    said = verdicts(tmp_path)
+    assert [one["action"] for one in said if one["action"] != "keep"] == ["back", "back", "stop"]
+    assert [one["rate"] for one in said if one["action"] != "keep"] == [0.5, 0.25, 0.25]
+    assert all("larger than any of the teacher's" in one["reason"] for one in said if one["action"] != "keep")
+    assert (done.finished, done.stopped) == (False, said[-1]["reason"])
+    assert "it went back 2 times, so training stops" in done.stopped
+    assert len(set(asked)) == len(asked) > done.step  # what is drawn again is drawn anew
+    # What is handed out is the best, and it is sound.
+    assert done.best == max(one["step"] for one in said if one["action"] == "keep") < done.step
+    assert float(done.averages["student"].scale) == [scale for step, scale in seen if step == done.best][-1]
+    assert not wrong(GROWS, SOUND, guard().measure(done.best, done.averages))
+    # The log is that of the steps which count, each once, and the last of them at a quarter of the rate.
+    lines = logged(tmp_path)
+    assert [step for step, _, _ in lines] == list(range(1, done.step + 1))
+    assert [lines[0][2], lines[-1][2]] == [pytest.approx(0.02), pytest.approx(0.005)]
+    # And it stays stopped.
+    assert replace(go(tmp_path), averages={}) == replace(done, averages={})
 
 
-def test_resumed_anywhere_it_is_the_same_run(tmp_path):
-    whole = Run(tmp_path / "whole").go(120)
-    parts = Run(tmp_path / "parts")
-    for stop in (7, 13, 45, 46, 80, 120):
-        parts = Run(tmp_path / "parts").go(stop)  # what was not saved is lost, as when killed
-    assert parts.said == whole.said
-    assert parts.history == whole.history
-    assert torch.equal(parts.net.scale, whole.net.scale)
+def test_killed_and_resumed_anywhere_it_is_the_same_run(tmp_path):
+    whole, killed = go(tmp_path / "whole"), 0
+    for calls in (9, 8, 12, 8, 9, 15, 8, 9):
+        left = [calls]
+
+        def watch(step, averages, left=left):
+            left[0] -= 1
+            if not left[0]:
+                raise TimeoutError  # as a kill does, it leaves the loop without saving
+
+        try:
+            go(tmp_path / "parts", watch=watch)
+        except TimeoutError:
+            killed += 1
+    parts = go(tmp_path / "parts")
+    assert killed >= 4
+    assert verdicts(tmp_path / "parts") == verdicts(tmp_path / "whole")
+    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+    assert replace(parts, averages={}) == replace(whole, averages={})
+    assert torch.equal(parts.averages["student"].scale, whole.averages["student"].scale)
+
+
+def test_a_lower_rate_saves_a_run_that_only_went_too_fast(tmp_path):
+    """Around its goal the scale walks by the rate: at 0.5 it leaves what the guard allows, at a part of it no more."""
+    settings = replace(SETTINGS, steps=120, rate=0.5, warmup=60)
+    done = go(tmp_path, Collapsing(goal=1.0), settings, replace(POLICY, backs=8), batches=lambda number: 0.0)
+    actions = [one["action"] for one in verdicts(tmp_path)]
+    assert "back" in actions
+    assert (done.finished, done.stopped, done.best) == (True, None, 120)
+    assert actions[-1] == "keep"
+
+
+def test_a_gradient_that_is_not_finite_is_a_reason_to_go_back(tmp_path):
+    method = Collapsing(broken=(24.0,))
+    done = go(tmp_path, method, replace(SETTINGS, steps=30, rate=1e-4))
+    said = verdicts(tmp_path)
+    assert [(one["step"], one["action"]) for one in said] == [
+        (10, "keep"),
+        (20, "keep"),
+        (25, "back"),
+        (30, "keep"),
+    ]
+    assert "At step 25 numbers are no longer finite: back to step 20" in said[2]["reason"]
+    assert (done.finished, done.best) == (True, 30)
+    early = go(tmp_path / "early", Collapsing(broken=(4.0,)), replace(SETTINGS, steps=30))
+    assert "no sound step to go back to" in early.stopped
+    assert (early.step, early.best, early.finished) == (5, None, False)
+
+
+def test_the_best_is_kept_on_disk_and_what_came_after_it_is_not(tmp_path):
+    patient = replace(GROWS, patience=3, backs=1)  # the best gets older than the newest two
+    done = go(tmp_path, policy=patient, settings=replace(SETTINGS, save_every=2))
+    names = [path.name for path in saved(tmp_path)]
+    assert f"step-{done.best:08d}" == names[0]
+    assert len(names) == 3
+    assert done.step - done.best >= 30
+
+
+def test_a_run_with_another_policy_is_another_run(tmp_path):
+    go(tmp_path, settings=replace(SETTINGS, steps=10))
+    with pytest.raises(InputError, match="holds a run with guard ="):
+        go(tmp_path, settings=replace(SETTINGS, steps=10), policy=replace(GROWS, factor=0.9))
 
 
 def test_history_is_plain_json():

@@ -69,9 +69,16 @@ def stop_at(step):
     return watch
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_ctrl_c_and_resume_equals_a_run_without_to_the_bit(tmp_path, optimizer):
-    settings = replace(SETTINGS, optimizer=optimizer, save_every=100)
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"optimizer": "muon"},
+        {"accumulate": 2, "betas": (0.0, 0.99), "weight_decay": 0.1, "rates": {"student": 0.1}},
+    ],
+)
+def test_ctrl_c_and_resume_equals_a_run_without_to_the_bit(tmp_path, changed):
+    settings = replace(SETTINGS, **changed, save_every=100)
     whole = run(tmp_path / "whole", settings)
     first = run(tmp_path / "parts", settings, watch=stop_at(3))
     assert (first.step, first.finished) == (3, False)
@@ -192,6 +199,121 @@ def test_gradients_are_clipped(tmp_path):
     assert moved < 1e-3 * settings.rate * 100  # Adam's epsilon rules when the gradient is that small
 
 
+@dataclass(eq=False)
+class Plain(Fit):
+    """The same without random numbers: a loss that is a mean over the batch."""
+
+    def updates(self, batch, generator):
+        yield Update("student", self.net, (self.net(batch) - 2 * batch).square().mean())
+
+
+def plain():
+    net = fit().net
+    net[1] = nn.Identity()
+    return Plain(net)
+
+
+def test_two_batches_a_step_are_one_batch_of_both(tmp_path):
+    asked = []
+
+    def halves(number):
+        asked.append(number)
+        return batches(number // 2)[4 * (number % 2) :][:4]
+
+    one = train(plain(), batches, tmp_path / "one", SETTINGS, show=False).averages["student"]
+    two = train(plain(), halves, tmp_path / "two", replace(SETTINGS, accumulate=2), show=False).averages["student"]
+    assert asked == list(range(12))
+    for a, b in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_each_batch_of_a_step_has_draws_of_its_own(tmp_path):
+    drawn = []
+
+    class Drawing(Fit):
+        def updates(self, batch, generator):
+            drawn.append(float(torch.rand((), generator=generator)))
+            yield from super().updates(batch, generator)
+
+    train(Drawing(fit().net), batches, tmp_path, replace(SETTINGS, accumulate=3, steps=2), show=False)
+    assert len(set(drawn)) == 6
+
+
+@dataclass(eq=False)
+class Turns(Plain):
+    """A critic's update, then the student's, noting when each is computed and with which weights of the critic."""
+
+    def __post_init__(self):
+        self.critic, self.seen = nn.Linear(4, 4), []
+
+    @property
+    def modules(self):
+        return {"student": self.net, "critic": self.critic}
+
+    def updates(self, batch, generator):
+        for name, module in (("critic", self.critic), ("student", self.net)):
+            self.seen.append((name, float(self.critic.weight.detach().sum())))
+            yield Update(name, module, (module(batch) - 2 * batch).square().mean())
+
+
+def test_an_update_of_all_batches_is_applied_before_the_next_is_computed(tmp_path):
+    method = Turns(fit().net)
+    train(method, batches, tmp_path, replace(SETTINGS, steps=1, accumulate=2), show=False)
+    assert [name for name, _ in method.seen] == ["critic", "critic", "student", "student"]
+    (_, before), (_, still), (_, after), (_, after_too) = method.seen
+    assert before == still != after == after_too
+
+
+def test_batches_that_give_different_updates_are_refused(tmp_path):
+    class Odd(Turns):
+        def updates(self, batch, generator):
+            order = list(super().updates(batch, generator))
+            yield from order if float(batch[0, 0]) > 0 else order[:1]
+
+    number = next(n for n in range(9) if float(batches(2 * n)[0, 0]) * float(batches(2 * n + 1)[0, 0]) < 0)
+    with pytest.raises(FewstepError, match=r"step 1 must give the same updates .* Got '?\w+'? of one and"):
+        train(
+            Odd(fit().net),
+            lambda n: batches(2 * number + n),
+            tmp_path,
+            replace(SETTINGS, accumulate=2),
+            show=False,
+        )
+
+
+def test_a_module_has_its_own_rate(tmp_path):
+    method = Turns(fit().net)
+    before = {name: next(module.parameters()).detach().clone() for name, module in method.modules.items()}
+    settings = replace(SETTINGS, steps=1, warmup=0, rate=1e-3, rates={"critic": 1e-2})
+    train(method, batches, tmp_path, settings, show=False)
+    moved = {name: (next(method.modules[name].parameters()) - before[name]).abs().max().item() for name in before}
+    assert moved == {"student": pytest.approx(1e-3, rel=1e-3), "critic": pytest.approx(1e-2, rel=1e-3)}
+    with pytest.raises(InputError, match=r"'rates' of the training loop must be of student, critic. Got 'critics'"):
+        train(method, batches, tmp_path / "x", replace(settings, rates={"critics": 1.0}), show=False)
+
+
+def test_another_effective_batch_is_another_run(tmp_path):
+    run(tmp_path, watch=stop_at(3))
+    with pytest.raises(InputError, match="batches a step = 1, this one has 2"):
+        run(tmp_path, replace(SETTINGS, accumulate=2))
+
+
+def test_activation_checkpointing_is_refused_where_a_network_has_none(tmp_path):
+    with pytest.raises(InputError, match="'student' of this method, Sequential, has no enable_gradient_checkpointing"):
+        run(tmp_path, replace(SETTINGS, checkpointing=True))
+
+
+def test_a_method_must_give_updates(tmp_path):
+    class Nothing(Fit):
+        def updates(self, batch, generator):
+            yield from ()
+
+    with pytest.raises(FewstepError, match="Nothing gave nothing to minimise at step 1"):
+        train(Nothing(fit().net), batches, tmp_path, SETTINGS, show=False)
+
+
 def test_the_rate_rises_and_falls():
     settings = Settings(steps=100, rate=1.0, warmup=9, decay=0.5)
     rates = [settings.rate_at(step) for step in range(100)]
@@ -247,7 +369,19 @@ def test_two_modules_are_updated_in_turn_and_do_not_leak_gradients(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("steps", 0), ("rate", 0.0), ("decay", 2), ("optimizer", "sgd"), ("ema", 1.0), ("precision", "fp8"), ("clip", 0)],
+    [
+        ("steps", 0),
+        ("rate", 0.0),
+        ("rates", {"critic": 0.0}),
+        ("decay", 2),
+        ("optimizer", "sgd"),
+        ("betas", (0.9, 1.0)),
+        ("weight_decay", -0.1),
+        ("ema", 1.0),
+        ("accumulate", 0),
+        ("precision", "fp8"),
+        ("clip", 0),
+    ],
 )
 def test_bad_settings_are_one_sentence(field, value):
     with pytest.raises(InputError, match=f"^The '{field}' of .* must be"):

@@ -1,30 +1,36 @@
 """The one training loop. A `Distiller` says what to minimise; this does the rest.
 
 A step is a function of the checkpoint before it, the settings and the step's number: batches come by number and random
-draws from a generator seeded with it. So a run that was killed and resumed has the losses of one that never stopped.
+draws from generators seeded with it. So a run that was killed and resumed has the losses of one that never stopped, and
+a step has the same batches and draws on one process and on several.
 """
 
 from __future__ import annotations
 
-import copy
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.distill import checkpoint, optimizers
-from fewstep.distill.precision import Precision, autocast, check_precision, compiled
+from fewstep.distill.guard import Guard, Measurement, Verdict
+from fewstep.distill.parallel import Parallel
+from fewstep.distill.precision import autocast, checkpointed, compiled
 from fewstep.distill.progress import bar, patience
 from fewstep.distill.roles import device_of
 from fewstep.distill.seeds import derive, generator
-from fewstep.errors import FewstepError, InputError, bad_value
-from fewstep.files import replacing
+from fewstep.distill.settings import Settings
+from fewstep.distill.sharding import gathered
+from fewstep.distill.state import Run
+from fewstep.errors import FewstepError
+
+__all__ = ["Distiller", "Paced", "Settings", "Trained", "Update", "train"]
 
 Batch = TypeVar("Batch", contravariant=True)
 Watch = Callable[[int, Mapping[str, nn.Module]], None]
@@ -53,7 +59,11 @@ class Distiller(Protocol[Batch]):
         ...
 
     def updates(self, batch: Batch, generator: torch.Generator) -> Iterator[Update]:
-        """The updates of one step, each computed after the one before it was applied."""
+        """The updates of one step, each computed after the one before it was applied.
+
+        Where a step has several batches, an update of each is taken and their gradients averaged, then the next: so
+        every batch must give updates of the same names in the same order.
+        """
         ...
 
 
@@ -68,154 +78,23 @@ class Paced(Distiller[Batch], Protocol[Batch]):
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to train.
+class Trained:
+    """Where a run stands.
 
     Attributes:
-        steps: optimizer steps of the whole run.
-        rate: the highest learning rate.
-        warmup: steps over which the rate rises from 0.
-        decay: the part of the run, at its end, over which the rate falls linearly to 0; 1 is all of it.
-        optimizer: a name in `optimizers.OPTIMIZERS`.
-        clip: the largest norm of a module's gradient.
-        ema: decay of the average of the weights; it starts lower: (1 + n)/(10 + n) after n updates.
-        precision: "bf16" computes the forward passes under autocast; weights and losses stay float32.
-        compile: compile the modules (slow first steps, then faster ones).
-        save_every: steps between checkpoints.
-        seed: of every random draw.
-
-    Raises:
-        InputError: a value out of its range.
+        step: steps that were taken.
+        finished: whether all are done.
+        averages: the averaged weights by name: the best that a guard kept, else the last. Whole modules on the CPU
+            where training was sharded.
+        best: the step that a guard kept; None without one, or before it was sound.
+        stopped: the sentence with which a guard ended it.
     """
-
-    steps: int
-    rate: float = 3e-4
-    warmup: int = 50
-    decay: float = 1.0
-    optimizer: str = "adamw"
-    clip: float = 1.0
-    ema: float = 0.999
-    precision: Precision = "fp32"
-    compile: bool = False
-    save_every: int = 500
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        rules: dict[str, tuple[bool, str]] = {
-            "steps": (self.steps >= 1, "at least 1"),
-            "rate": (self.rate > 0, "above 0"),
-            "warmup": (self.warmup >= 0, "0 or more"),
-            "decay": (0 <= self.decay <= 1, "in [0, 1]"),
-            "optimizer": (self.optimizer in optimizers.OPTIMIZERS, f"one of {', '.join(optimizers.OPTIMIZERS)}"),
-            "clip": (self.clip > 0, "above 0"),
-            "ema": (0 <= self.ema < 1, "in [0, 1)"),
-            "save_every": (self.save_every >= 1, "at least 1"),
-        }
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                raise InputError(bad_value(name, "the training loop", rule, getattr(self, name)))
-        check_precision(self.precision)
-
-    def rate_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        rising = min(1.0, (step + 1) / (self.warmup + 1))
-        falling = min(1.0, (self.steps - step) / max(1.0, self.decay * self.steps))
-        return self.rate * min(rising, falling)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Where a run stands: the averaged weights by name, and whether all steps are done."""
 
     step: int
     finished: bool
     averages: Mapping[str, nn.Module]
-
-
-@dataclass
-class _Run:
-    """The mutable state of a run: everything that a checkpoint holds."""
-
-    folder: Path
-    settings: Settings
-    facts: Mapping[str, Any]
-    modules: Mapping[str, nn.Module]
-    step: int = 0
-    saved: int = 0  # the step of the newest checkpoint
-    counts: dict[str, int] = field(default_factory=dict)  # updates so far, by name
-
-    def __post_init__(self) -> None:
-        rate = self.settings.rate
-        self.averages = {name: copy.deepcopy(module).requires_grad_(False) for name, module in self.modules.items()}
-        self.optimizers = {name: optimizers.build(self.settings.optimizer, m, rate) for name, m in self.modules.items()}
-        self.counts = dict.fromkeys(self.modules, 0)
-
-    @property
-    def _files(self) -> dict[str, nn.Module]:
-        return {**self.modules, **{f"{name}.average": module for name, module in self.averages.items()}}
-
-    def _identity(self) -> dict[str, Any]:
-        """What must not differ between the parts of one run; as JSON would give it back."""
-        value: dict[str, Any] = json.loads(json.dumps({**asdict(self.settings), **self.facts}))
-        del value["save_every"], value["compile"]
-        return value
-
-    def save(self) -> None:
-        states = {name: [opt.state_dict() for opt in opts] for name, opts in self.optimizers.items()}
-        state = {"identity": self._identity(), "counts": self.counts}
-        checkpoint.save(self.folder, self.step, self._files, states, state)
-        self.saved = self.step
-
-    def resume(self) -> None:
-        """Take up the newest checkpoint, if there is one, and forget losses that were logged after it."""
-        checkpoint.clean(self.folder)
-        found = checkpoint.saved(self.folder)
-        if found:
-            state = checkpoint.read_state(found[-1])
-            self._check_identity(state["identity"])
-            for name, states in checkpoint.load(found[-1], self._files).items():
-                for optimizer, one in zip(self.optimizers[name], states, strict=True):
-                    optimizer.load_state_dict(one)
-            self.step, self.saved, self.counts = state["step"], state["step"], state["counts"]
-        _forget_after(self.folder / "losses.jsonl", self.step)
-
-    def _check_identity(self, before: Mapping[str, Any]) -> None:
-        now = self._identity()
-        for name in sorted({*before, *now}):
-            if before.get(name) != now.get(name):
-                raise InputError(
-                    f"{self.folder} holds a run with {name} = {before.get(name)!r}, this one has {now.get(name)!r}; "
-                    "take the same settings to go on with it, or another folder."
-                )
-
-    def apply(self, update: Update) -> float:
-        """One optimizer step and one step of the average; returns the norm of the gradient before clipping."""
-        parameters = [p for p in update.module.parameters() if p.requires_grad]
-        update.loss.backward()  # type: ignore[no-untyped-call]
-        norm = float(nn.utils.clip_grad_norm_(parameters, self.settings.clip))
-        if not math.isfinite(norm):
-            raise FewstepError(
-                f"The gradient of {update.name!r} is {norm} at step {self.step + 1} of {self.folder}; "
-                "take a lower rate. The last checkpoint is whole."
-            )
-        for optimizer in self.optimizers[update.name]:
-            for group in optimizer.param_groups:
-                group["lr"] = self.settings.rate_at(self.step)
-            optimizer.step()
-        for module in self.modules.values():  # all: a loss may have reached through another trained module
-            module.zero_grad()
-        self._average(update.name)
-        return norm
-
-    @torch.no_grad()
-    def _average(self, name: str) -> None:
-        self.counts[name] += 1
-        n, source, target = self.counts[name], self.modules[name], self.averages[name]
-        decay = min(self.settings.ema, (1 + n) / (10 + n))
-        for average, value in zip(target.parameters(), source.parameters(), strict=True):
-            average.lerp_(value, 1 - decay)
-        for kept, buffer in zip(target.buffers(), source.buffers(), strict=True):
-            kept.copy_(buffer)
+    best: int | None = None
+    stopped: str | None = None
 
 
 def train(
@@ -225,6 +104,8 @@ def train(
     settings: Settings,
     *,
     facts: Mapping[str, Any] | None = None,
+    guard: Guard | None = None,
+    parallel: Parallel | None = None,
     watch: Watch | None = None,
     title: str = "training",
     show: bool = True,
@@ -232,10 +113,15 @@ def train(
     """Train until `settings.steps`, going on from the newest checkpoint in `folder`.
 
     Args:
-        batches: the batch of a step, counted from 0; the same each time it is asked for.
-        folder: gets `checkpoints/` and `losses.jsonl` (a line a step: step, losses and gradient norms by name, rate).
+        batches: a batch by its number, from 0; the same each time it is asked for. Step s of n batches takes the
+            numbers from s·n on; after a guard's going back, numbers that had no turn yet.
+        folder: gets `checkpoints/`, `losses.jsonl` (a line a step: step, losses and gradient norms by name, rate) and
+            `guard.jsonl` (a line a verdict). Shared by all processes.
         facts: what else must be equal for a run to be the same run, as JSON: the method, the student's steps.
-        watch: called after each step with its number, from 1, and the averages.
+        guard: measures the averages every few steps and after the last one, and keeps the best checkpoint, goes back to
+            it at a lower rate, or stops. Then `losses.jsonl` forgets the steps after the best; `guard.jsonl` does not.
+        parallel: this process among others, see `parallel.found`.
+        watch: called on every process after each step with its number, from 1, and the averages.
         show: a progress bar.
 
     Ctrl-C and SIGTERM end the step in hand, save and return with `finished` False; a second Ctrl-C leaves at once.
@@ -244,56 +130,136 @@ def train(
         InputError: the folder holds a run with other settings or facts.
         CheckpointError: its newest checkpoint is damaged.
         MachineError: the disk is full, or this machine can't compile.
-        FewstepError: a gradient is not finite.
+        FewstepError: a gradient is not finite and no guard is there, or batches give different updates.
     """
-    run = _Run(Path(folder), settings, facts or {}, distiller.modules)
-    run.resume()
-    modules = [*distiller.modules.values(), *distiller.frozen.values()]
-    log = run.folder / "losses.jsonl"
-    with (
-        torch.random.fork_rng(),  # the caller's random state is as before afterwards
-        compiled(modules, settings.compile),
-        patience() as user,
-        log.open("a", encoding="utf-8") as lines,
-        bar(title, settings.steps, run.step, show=show) as progress,
-    ):
-        while run.step < settings.steps and not user.over:
-            line = _step(run, distiller, batches(run.step))
-            print(json.dumps(line), file=lines, flush=True)
+    parallel = parallel or Parallel()
+    show = show and parallel.first
+    with ExitStack() as stack:
+        stack.enter_context(parallel.joined())
+        run = Run(Path(folder), settings, distiller.modules, distiller.frozen, facts or {}, guard, parallel)
+        stack.callback(run.close)
+        run.resume()
+        # The caller's random state is as before afterwards; without a list this would wake every GPU of the machine.
+        stack.enter_context(torch.random.fork_rng([parallel.device] if parallel.device.type == "cuda" else None))
+        stack.enter_context(checkpointed(distiller.modules, settings.checkpointing))
+        stack.enter_context(compiled([*distiller.modules.values(), *distiller.frozen.values()], settings.compile))
+        user = stack.enter_context(patience())
+        progress = stack.enter_context(bar(title, settings.steps, run.step, show=show))
+        over = False
+        while run.step < settings.steps and run.history.stopped is None and not over:
+            line = _step(run, distiller, batches)
+            verdict = _judge(run, guard, line)
+            run.losses.write(line)
             progress(run.step, "  ".join(f"{name} {loss:.4g}" for name, loss in line["loss"].items()))
             if watch is not None:
                 watch(run.step, run.averages)
-            if run.step % settings.save_every == 0:
+                run.release()
+            if verdict is not None:
+                _obey(run, verdict, show)
+            if run.step % settings.save_every == 0 and run.step != run.saved:
                 run.save()
+            over = parallel.any(user.over)
         if run.step != run.saved:
             run.save()
-    return Trained(run.step, run.step == settings.steps, run.averages)
+        averages, history = run.take(), run.history
+    finished = run.step == settings.steps and history.stopped is None
+    return Trained(run.step, finished, averages, history.best, history.stopped)
 
 
-def _step(run: _Run, distiller: Distiller[Batch], batch: Batch) -> dict[str, Any]:
-    start, settings = time.perf_counter(), run.settings
-    torch.manual_seed(derive(settings.seed, "global", run.step))  # for dropout
+def _step(run: Run, distiller: Distiller[Batch], batches: Callable[[int], Batch]) -> dict[str, Any]:
+    """All updates of one step; returns its line of `losses.jsonl`. Tensors are read at its end, all at once."""
+    start, settings, parallel = time.perf_counter(), run.settings, run.parallel
     method = distiller.at(run.step, settings.steps) if isinstance(distiller, Paced) else distiller
-    updates = method.updates(batch, generator(settings.seed, "step", run.step))
-    losses, norms = {}, {}
-    while True:
-        with autocast(device_of(next(iter(run.modules.values()))), settings.precision):
-            update = next(updates, None)
-        if update is None:
+    numbers = range(parallel.rank, run.batches, parallel.size)  # of this process's batches within the step
+    running = {n: method.updates(batches(run.fresh * run.batches + n), _draws(run, n)) for n in numbers}
+    modules = [*distiller.modules.values(), *distiller.frozen.values()]
+    losses: dict[str, Tensor] = {}
+    norms: dict[str, Tensor] = {}
+    for turn in count():
+        with gathered(modules, parallel):
+            name, loss = _backward(run, running, turn)
+        if name is None:
             break
-        losses[update.name] = float(update.loss.detach())
-        norms[update.name] = run.apply(update)
-    rate = settings.rate_at(run.step)
+        losses[name], norms[name] = loss, run.apply(name)
+    if not losses:
+        raise FewstepError(f"{type(distiller).__name__} gave nothing to minimise at step {run.step + 1}.")
+    parallel.same_buffers([*run.modules.values(), *run.averages.values()])
+    values = torch.stack([one.double() for one in (*losses.values(), *norms.values())])
+    found = parallel.mean(values).tolist()
+    rate = settings.rate_at(run.step) * run.history.rate
     run.step += 1
-    seconds = round(time.perf_counter() - start, 4)
-    return {"step": run.step, "loss": losses, "gradient": norms, "rate": rate, "seconds": seconds}
+    return {
+        "step": run.step,
+        "loss": dict(zip(losses, found, strict=False)),
+        "gradient": dict(zip(norms, found[len(losses) :], strict=True)),
+        "rate": rate,
+        "seconds": round(time.perf_counter() - start, 4),
+    }
 
 
-def _forget_after(log: Path, step: int) -> None:
-    """Drop the lines of later steps, and one that a kill cut in two."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
-    kept = lines[:step]
-    if kept != lines:
-        with replacing(log) as aside:
-            aside.write_text("".join(kept), encoding="utf-8")
+def _draws(run: Run, number: int) -> torch.Generator:
+    """For the random numbers of a step's batch, whichever process has it."""
+    return generator(run.settings.seed, "step", run.fresh, *([number] if run.batches > 1 else []))
+
+
+def _backward(run: Run, running: Mapping[int, Iterator[Update]], turn: int) -> tuple[str | None, Tensor]:
+    """The gradients of the next update, averaged over this process's batches; its name (None at the end) and loss."""
+    settings, parallel = run.settings, run.parallel
+    device = device_of(next(iter(run.modules.values())))
+    names: list[str | None] = []
+    total = torch.zeros((), device=device)
+    for number, updates in running.items():
+        torch.manual_seed(derive(settings.seed, "global", run.fresh, number, turn))  # for dropout
+        with autocast(device, settings.precision):
+            update = next(updates, None)
+        names.append(None if update is None else update.name)
+        if names[-1] != names[0]:
+            raise FewstepError(
+                f"The batches of step {run.step + 1} must give the same updates in the same order. "
+                f"Got {names[0]!r} of one and {names[-1]!r} of another."
+            )
+        parallel.agree(f"the update {names[-1]!r}")
+        if update is not None:
+            loss = update.loss / len(running)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total = total + loss.detach()
+        del update  # and with it the activations, before the next batch makes its own
+    return names[0], total
+
+
+def _judge(run: Run, guard: Guard | None, line: Mapping[str, Any]) -> Verdict | None:
+    """The guard's verdict after a step, if it gives one.
+
+    Raises:
+        FewstepError: a gradient is not finite, and there is no guard.
+    """
+    broken = [name for name, norm in line["gradient"].items() if not math.isfinite(norm)]
+    if guard is None:
+        if broken:
+            raise FewstepError(
+                f"The gradient of {broken[0]!r} is {line['gradient'][broken[0]]} at step {run.step} of {run.folder}; "
+                "take a lower rate. The last checkpoint is whole."
+            )
+        return None
+    if broken:
+        now = Measurement(run.step, finite=False)
+    else:
+        run.history = guard.heard(run.history, line["loss"])
+        if not guard.due(run.step) and run.step < run.settings.steps:
+            return None
+        now = guard.measure(run.step, run.averages)
+        run.release()
+    verdict = run.parallel.from_first(guard.decide(run.history, now))
+    run.judged.write({**asdict(now), "action": verdict.action, "reason": verdict.reason, "rate": verdict.history.rate})
+    run.verdicts += 1
+    return verdict
+
+
+def _obey(run: Run, verdict: Verdict, show: bool) -> None:
+    run.history = verdict.history
+    if verdict.action == "back":
+        run.go_back(verdict.history)
+    elif verdict.action != "go on":
+        run.save()
+    if show and verdict.action in ("back", "stop"):
+        print(verdict.reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from torch import nn
@@ -11,15 +12,25 @@ from torch.optim import AdamW, Optimizer
 from fewstep.errors import InputError, bad_value
 from fewstep.muon import Muon
 
-Build: TypeAlias = Callable[[nn.Module, float], list[Optimizer]]
+
+@dataclass(frozen=True)
+class Options:
+    """`rate`: the loop sets it anew at each step. `betas`: of AdamW. `weight_decay`: decoupled, per unit of rate."""
+
+    rate: float
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
 
 
-def adamw(module: nn.Module, rate: float) -> list[Optimizer]:
+Build: TypeAlias = Callable[[nn.Module, Options], list[Optimizer]]
+
+
+def adamw(module: nn.Module, options: Options) -> list[Optimizer]:
     """AdamW (arXiv 1711.05101) on everything."""
-    return [AdamW(_trained(module).values(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0)]
+    return [_adamw(list(_trained(module).values()), options)]
 
 
-def muon(module: nn.Module, rate: float) -> list[Optimizer]:
+def muon(module: nn.Module, options: Options) -> list[Optimizer]:
     """Muon (arXiv 2502.16982) on the matrices of repeated blocks, AdamW on the rest.
 
     Muon's step is scaled to the size of AdamW's (its section 2.2), so one rate serves both.
@@ -36,14 +47,14 @@ def muon(module: nn.Module, rate: float) -> list[Optimizer]:
             f"Muon needs weight matrices in repeated blocks, and {type(module).__name__} has none: use adamw."
         )
     rest = [p for name, p in trained.items() if name not in matrices]
-    first = Muon(matrices.values(), lr=rate, weight_decay=0.0, like_adamw=True)
-    return [first, AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)] if rest else [first]
+    first = Muon(matrices.values(), lr=options.rate, weight_decay=options.weight_decay, like_adamw=True)
+    return [first, _adamw(rest, options)] if rest else [first]
 
 
 OPTIMIZERS: dict[str, Build] = {"adamw": adamw, "muon": muon}
 
 
-def build(name: str, module: nn.Module, rate: float) -> list[Optimizer]:
+def build(name: str, module: nn.Module, options: Options) -> list[Optimizer]:
     """The optimizers of that name over a module's trained parameters.
 
     Raises:
@@ -51,7 +62,11 @@ def build(name: str, module: nn.Module, rate: float) -> list[Optimizer]:
     """
     if name not in OPTIMIZERS:
         raise InputError(bad_value("optimizer", "the training loop", f"one of {', '.join(OPTIMIZERS)}", name))
-    return OPTIMIZERS[name](module, rate)
+    return OPTIMIZERS[name](module, options)
+
+
+def _adamw(parameters: list[nn.Parameter], options: Options) -> Optimizer:
+    return AdamW(parameters, lr=options.rate, betas=options.betas, weight_decay=options.weight_decay)
 
 
 def _trained(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -1,10 +1,10 @@
-"""Fast forward passes: bfloat16 autocast, and compilation that can be taken back."""
+"""Faster and smaller passes: bfloat16 autocast, compilation and activation checkpointing that can be taken back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch._dynamo
@@ -12,6 +12,7 @@ from torch import nn
 
 from fewstep.errors import InputError, MachineError, bad_value
 from fewstep.machine import Machine
+from fewstep.models.blocks import find_blocks
 
 VERSIONS = 64
 
@@ -63,3 +64,37 @@ def uncompiled(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module._compiled_call_impl = kept
+
+
+@contextmanager
+def checkpointed(modules: Mapping[str, nn.Module], wanted: bool = True) -> Iterator[None]:
+    """Inside the block these modules keep no activations within their blocks, and compute them again going backwards.
+
+    Modules without repeated blocks, as heads of a discriminator, have nothing to gain and stay as they are.
+
+    Raises:
+        InputError: a module has repeated blocks and can't do it, or none of them has any.
+    """
+    if not wanted:
+        yield
+        return
+    able = {name: _able(module) for name, module in modules.items() if _able(module) or find_blocks(module)}
+    if unable := [name for name in able or modules if not able.get(name)]:
+        kind = type(modules[unable[0]]).__name__
+        raise InputError(
+            f"The {unable[0]!r} of this method, {kind}, has no enable_gradient_checkpointing: turn 'checkpointing' off "
+            "(the backbone of adapters is told before they are made)."
+        )
+    parts = [part for found in able.values() for part in found if not part.is_gradient_checkpointing]
+    for part in parts:
+        part.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.disable_gradient_checkpointing()
+
+
+def _able(module: nn.Module) -> list[Any]:
+    """The parts that can: a network of diffusers, or those inside of a wrapper."""
+    return [part for part in module.modules() if getattr(part, "_supports_gradient_checkpointing", False)]
