@@ -5,11 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    StableDiffusionPipeline,
+)
 
 from fewstep.models.load import with_defaults
 from fewstep.models.manifest import Manifest
 from fewstep.zoo.shapes.pipeline import LATENT_CHANNELS, build_pipeline
+from tests.models.tiny import unet
 
 SHIFT = 1.5
 SIZE = {"height": 16, "width": 16, "max_sequence_length": 8}
@@ -43,3 +49,24 @@ def pipeline(seed: int = 0) -> FluxPipeline:
         pipe = FluxPipeline(**parts)
     pipe.set_progress_bar_config(disable=True)
     return with_defaults(pipe, Manifest("tiny", call=CALL))
+
+
+def stable_diffusion(scheduler: Any) -> StableDiffusionPipeline:
+    """A teacher with a U-Net, guided by `guidance_scale`, on the schedule of `scheduler`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        whole = build_pipeline()
+        network = unet(in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, cross_attention_dim=64)
+        pipe = StableDiffusionPipeline(
+            vae=whole.vae,
+            text_encoder=whole.text_encoder,
+            tokenizer=whole.tokenizer,
+            unet=network.requires_grad_(True),
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    pipe.set_progress_bar_config(disable=True)
+    call = {"height": 32, "width": 32, "num_inference_steps": 8, "guidance_scale": 4.0}
+    return with_defaults(pipe, Manifest("tiny-sd", call=call))

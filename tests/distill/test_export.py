@@ -9,7 +9,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 from fewstep.diffusion.samplers import flow_times
-from fewstep.distill.export import export, shift_of
+from fewstep.distill.export import export
+from fewstep.distill.schedulers import shift_of
 from fewstep.errors import InputError
 from fewstep.models.load import load
 from fewstep.models.manifest import Manifest, manifest_of

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 import yaml
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
 
 from fewstep.diffusion.samplers import euler, flow_times
 from fewstep.distill.data import PathSet
@@ -18,7 +19,7 @@ from fewstep.errors import InputError
 from fewstep.models.load import load
 from fewstep.models.manifest import Manifest, manifest_of
 from fewstep.models.trace import trace
-from tests.distill.pipes import CALL, SHIFT, SIZE, pipeline
+from tests.distill.pipes import CALL, SHIFT, SIZE, pipeline, stable_diffusion
 
 PROMPTS = ["a red ring", "a small blue cross on a dark background", "two circles"]
 FLAT = {"samples": 6, "teacher_steps": 4, "iterations": 4, "batch": 3, "rate": 1e-3, "warmup": 0}
@@ -111,6 +112,33 @@ def test_a_configuration_file_runs_it_and_shares_the_teachers_parts(teacher, tmp
         run({"prompts": PROMPTS, "out": str(tmp_path)})
     with pytest.raises(InputError, match="There is no folder"):
         run({"prompts": PROMPTS, "out": str(tmp_path), "teacher": "./none"})
+
+
+@pytest.mark.parametrize(("kind", "start"), [(DDIMScheduler, 999.0), (EulerDiscreteScheduler, 14.61)])
+@pytest.mark.parametrize("method", ["kd", "dmd2"])
+def test_a_noise_predicting_unet_is_distilled_on_its_own_schedule(tmp_path, kind, start, method):
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    teacher = stable_diffusion(kind(**betas, steps_offset=1))
+    options = {"critic_steps": 1} if method == "dmd2" else {}
+    rungs = [Rung(method, 3, 3, training=TRAINING, options=options)]
+    job = Job(PROMPTS, tmp_path, steps=2, **{**SMALL, "ladder": rungs}, check_every=3, shown=2, draws=2)
+    folder = distill(teacher, job, show=False)
+    manifest = manifest_of(load(folder))
+    assert manifest is not None
+    assert manifest.times[0] == pytest.approx(start, abs=0.01)
+    assert manifest.call["guidance_scale"] == 1.0
+    plain = DiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    plain.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 2, "guidance_scale": 1.0, "height": 32, "width": 32, "output_type": "latent"}
+    assert plain("a red ring", **call).images.isfinite().all()
+    with pytest.raises(InputError, match="sampled by 'renoise' in several steps can be written for flow"):
+        distill(teacher, replace(job, sampler="renoise", ladder=[Rung("dmd2")]), show=False)
+
+
+def test_a_student_on_training_timesteps_divides_them(tmp_path):
+    job = Job(PROMPTS, tmp_path, steps=3, **SMALL)
+    with pytest.raises(InputError, match="'steps' of the student must be a divisor of the 1000"):
+        distill(stable_diffusion(DDIMScheduler()), job, show=False)
 
 
 def test_guidance_is_turned_off_where_the_pipeline_has_it():

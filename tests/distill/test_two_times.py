@@ -13,10 +13,10 @@ from torch import nn
 from fewstep.diffusion.samplers import euler, flow_times
 from fewstep.diffusion.schedule import Schedule
 from fewstep.distill.checkpoint import load, save
-from fewstep.distill.export import flow_scheduler
 from fewstep.distill.jvp import difference, jvp
 from fewstep.distill.mixtures import MixtureTask, ring
 from fewstep.distill.roles import Network, student_of
+from fewstep.distill.schedulers import student_scheduler
 from fewstep.distill.two_times import TwoTimes, along, average_velocity, fold, time_embedders, two_times
 from fewstep.errors import InputError
 from fewstep.models.trace import trace
@@ -136,7 +136,7 @@ def test_a_folded_student_runs_in_a_plain_pipeline(name):
     assert plain.state_dict().keys() == teacher.module.state_dict().keys()
     assert not any(embedder._forward_hooks for embedder in time_embedders(plain).values())
     setattr(pipe, part, plain)
-    pipe.scheduler = flow_scheduler(pipe.scheduler, times)
+    pipe.scheduler = student_scheduler(pipe.scheduler, times)
     _, call = PIPELINES[name]()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -12,19 +12,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fewstep.diffusion.samplers import flow_times
 from fewstep.distill.lora import Adapter, peft_state
+from fewstep.distill.schedulers import check_times, student_scheduler
 from fewstep.errors import InputError, bad_value
 from fewstep.files import replacing
 from fewstep.models.hooks import wrapped
 from fewstep.models.manifest import Manifest
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+    from diffusers import DiffusionPipeline
 
 Stored = Literal["float32", "float16", "bfloat16"]
 LORA = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
-TOLERANCE = 1e-4  # of times; the schedulers keep them in float32
 
 
 def export(
@@ -52,7 +51,7 @@ def export(
         stored: dtype of the student's weights on disk. diffusers computes in float32 unless told otherwise.
 
     Raises:
-        InputError: times that no shift of a flow scheduler gives, or that the pipeline does not use.
+        InputError: times that no scheduler gives, or that the pipeline does not use.
         MachineError: the disk is full; what was in `folder` before is whole.
     """
     folder = Path(folder)
@@ -60,7 +59,7 @@ def export(
         raise InputError(f"The manifest of the student {manifest.name!r} must have its steps and times.")
     if stored not in get_args(Stored):
         raise InputError(bad_value("stored", "export", f"one of {', '.join(get_args(Stored))}", stored))
-    scheduler = flow_scheduler(pipe.scheduler, manifest.times, renoise=manifest.sampler == "renoise")
+    scheduler = student_scheduler(pipe.scheduler, manifest.times, renoise=manifest.sampler == "renoise")
     parts = {**pipe.components, component: student.eval(), "scheduler": scheduler}
     whole = type(pipe)(**parts)
     check_steps(whole, component, manifest, example)
@@ -90,12 +89,12 @@ def export_lora(
         pipe(prompt, **manifest.call)
 
     Raises:
-        InputError: a pipeline that loads no LoRA files, or times that no shift gives.
+        InputError: a pipeline that loads no LoRA files, or times that no scheduler gives.
         MachineError: the disk is full; what was in `folder` before is whole.
     """
     check_lora(pipe)
     assert manifest.times is not None
-    scheduler = flow_scheduler(pipe.scheduler, manifest.times, renoise=manifest.sampler == "renoise")
+    scheduler = student_scheduler(pipe.scheduler, manifest.times, renoise=manifest.sampler == "renoise")
     with replacing(Path(folder)) as aside:
         aside.mkdir()
         save_file(peft_state(adapter, component), str(aside / LORA), metadata={"format": "pt"})
@@ -108,37 +107,6 @@ def check_lora(pipe: DiffusionPipeline) -> None:
     """Raises InputError for a pipeline that can't load a LoRA file."""
     if not hasattr(pipe, "load_lora_weights"):
         raise InputError(f"{type(pipe).__name__} loads no LoRA files: take saved: pipeline.")
-
-
-def flow_scheduler(scheduler: Any, times: Sequence[float], *, renoise: bool = False) -> FlowMatchEulerDiscreteScheduler:
-    """A scheduler whose steps are at these times of a flow: Euler's, or with `renoise` x0 noised anew at each.
-
-    `scheduler` says how many training steps there were.
-
-    Raises:
-        InputError: no shift gives these times.
-    """
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    one_step = len(times) == 2  # any shift will do
-    shift = float(getattr(scheduler.config, "shift", 1.0)) if one_step else shift_of(times)
-    trained = scheduler.config.num_train_timesteps
-    return FlowMatchEulerDiscreteScheduler(trained, shift=shift, stochastic_sampling=renoise)
-
-
-def shift_of(times: Sequence[float]) -> float:
-    """The shift with which `flow_times` gives these times; 1 for one step, where every shift does.
-
-    Raises:
-        InputError: none does.
-    """
-    steps = len(times) - 1
-    even = (steps - 1) / steps if steps > 1 else 0.5
-    shifted = times[1] if steps > 1 else 0.5
-    shift = shifted * (1 - even) / (even * (1 - shifted)) if 0 < shifted < 1 else 0.0
-    if shift <= 0 or max(abs(a - b) for a, b in zip(flow_times(steps, shift), times, strict=True)) > TOLERANCE:
-        raise InputError(bad_value("times", "the student", "those of a shifted flow from 1 to 0", tuple(times)))
-    return shift
 
 
 @torch.no_grad()
@@ -158,12 +126,7 @@ def check_steps(pipe: DiffusionPipeline, component: str, manifest: Manifest, exa
     pipe.set_progress_bar_config(disable=True)
     with wrapped(getattr(pipe, component), counted):
         pipe(**{**manifest.call, **example, "num_inference_steps": manifest.steps, "output_type": "latent"})
-    used = tuple(float(sigma) for sigma in pipe.scheduler.sigmas)
-    if len(used) != len(manifest.times) or max(map(abs, map(float.__sub__, used, manifest.times))) > TOLERANCE:
-        raise InputError(
-            f"{type(pipe).__name__} with {manifest.steps} steps uses the times {tuple(round(t, 4) for t in used)}, "
-            f"and the student was made for {tuple(round(t, 4) for t in manifest.times)}."
-        )
+    check_times(pipe.scheduler, manifest.times, type(pipe).__name__)
     if sum(samples) != manifest.steps:
         raise InputError(
             f"{type(pipe).__name__} asks its {component} {sum(samples)} times in {manifest.steps} steps: "

@@ -66,7 +66,7 @@ class Domain:
         condition: some of them -> what the teacher is told.
         shape: of one sample's state.
         unseen: prompts to look at while training; empty for the first of `prompts`.
-        shift: of the times; see `samplers.flow_times`.
+        times: steps -> the student's, falling, with the end.
         start: the weights that the first rung starts from; None: the teacher's.
         facts: what else tells its teacher from another, as JSON; how it is guided, for one.
         watch: what looks on at a lesson whose folder is given, see `loop.train`.
@@ -77,7 +77,7 @@ class Domain:
     condition: Callable[[Sequence[Any]], Any]
     shape: tuple[int, ...]
     unseen: Sequence[Any] = ()
-    shift: float = 1.0
+    times: Callable[[int], tuple[float, ...]] = lambda steps: tuple(flow_times(steps))
     start: nn.Module | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     watch: Callable[[Lesson, Path], Watch | None] = lambda lesson, folder: None
@@ -104,10 +104,6 @@ class Ladder:
             InputError, MachineError: other processes than the job asks for.
         """
         return processes_of(self.job)
-
-    def times(self, steps: int) -> tuple[float, ...]:
-        """Of so many steps: falling, from noise to the end."""
-        return tuple(flow_times(steps, self.domain.shift))
 
     def climb(self, *, show: bool = True) -> nn.Module:
         """All rungs; the average of the last one's student.
@@ -154,8 +150,8 @@ class Ladder:
                 teacher,
                 self._student(rung, weights),
                 self.roles.another,
-                self.times(rung.steps),
-                self.times(2 * rung.steps),
+                self.domain.times(rung.steps),
+                self.domain.times(2 * rung.steps),
                 sampler,
                 example,
                 rung.distance,
@@ -195,7 +191,7 @@ class Ladder:
         domain, job = self.domain, self.job
         first = job.rungs[0]
         training, shard = first.settings(job.seed), first.batch * max(1, SHARD // first.batch)  # whole batches
-        task = PathTask(domain.prompts, domain.condition, domain.shape, self.times(job.teacher_steps), job.kept)
+        task = PathTask(domain.prompts, domain.condition, domain.shape, self.domain.times(job.teacher_steps), job.kept)
         if all(rung.card.needs == "prompts" for rung in job.rungs):
             place = Path(job.out) / "prompts"
             return {"prompts": make_prompts(task, place, Sizes(first.batch, shard), show=show)}
@@ -225,8 +221,8 @@ class Ladder:
             domain.unseen or domain.prompts[: job.shown],
             job.draws,
             domain.shape,
-            self.times(rung.steps),
-            self.times(job.teacher_steps),
+            self.domain.times(rung.steps),
+            self.domain.times(job.teacher_steps),
             lesson.sampler,
             job.seed,
         )
@@ -245,7 +241,7 @@ class Ladder:
         domain = self.domain
         cond = conditions.template_of(domain.condition, domain.prompts)
         x = torch.zeros(2, *domain.shape, device=device_of(weights))
-        return fold(domain.teacher.with_module(weights, guided=False), self.times(steps), x, cond)
+        return fold(domain.teacher.with_module(weights, guided=False), self.domain.times(steps), x, cond)
 
 
 def processes_of(job: Job) -> Parallel:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from fewstep.distill.export import export, export_lora, flow_scheduler, shift_of
+from fewstep.distill.export import export, export_lora
 from fewstep.distill.job import Job
 from fewstep.distill.ladder import Domain, Ladder, Lesson, processes_of
 from fewstep.distill.loop import Watch
@@ -19,6 +19,7 @@ from fewstep.distill.lora import Adapter
 from fewstep.distill.methods.backward import Stepping
 from fewstep.distill.prompts import read_prompts
 from fewstep.distill.record import Recorder
+from fewstep.distill.schedulers import shift_of, student_scheduler, times_of
 from fewstep.distill.watch import Gallery, Score, each
 from fewstep.errors import InputError
 from fewstep.machine import versions
@@ -58,8 +59,11 @@ class PipelineJob:
         example = {"prompt": prompts[0], **job.call}
         _check_teacher(pipe)
         traced = trace(pipe, **{**example, "num_inference_steps": TRACE_STEPS})
-        _check_traced(pipe, traced)
-        return cls(pipe, job, traced, prompts, example, score)
+        _check_traced(traced)
+        given = cls(pipe, job, traced, prompts, example, score)
+        # What can't be written in the end is told now.
+        student_scheduler(pipe.scheduler, given._times(job.steps), renoise=job.stepping == "renoise")
+        return given
 
     @property
     def component(self) -> str:
@@ -82,7 +86,7 @@ class PipelineJob:
             tuple(traced.noise.shape[1:]),
             # Others than those of the training, where the source has more.
             unseen=read_prompts(job.prompts, job.shown, job.seed + 1),
-            shift=job.shift if job.shift is not None else shift_of(traced.times),
+            times=self._times,
             start=None if job.start is None else getattr(load(job.start), self.component),
             facts={"guidance": dict(traced.weights)},
             watch=self._watch,
@@ -100,7 +104,7 @@ class PipelineJob:
             name=job.name or f"{teacher}-{steps}step",
             call={**call, "num_inference_steps": steps},
             steps=steps,
-            times=self.ladder.times(steps),
+            times=self._times(steps),
             sampler=sampler,
             guidance_inside=True,
             teacher=teacher,
@@ -130,6 +134,12 @@ class PipelineJob:
         manifest = manifest_of(self.pipe)
         return dict(manifest.call) if manifest else {}
 
+    def _times(self, steps: int) -> tuple[float, ...]:
+        kind, shift = self.traced.schedule.kind, self.job.shift
+        if kind == "flow" and shift is None:
+            shift = shift_of(self.traced.times)
+        return times_of(self.pipe.scheduler, kind, steps, shift or 1.0)
+
     def _condition(self, prompts: Sequence[Any]) -> Any:
         negative = {**self._defaults, **self.job.call}.get("negative_prompt")
         each_ = {} if negative is None else {"negative_prompt": for_each(negative, list(prompts))}
@@ -140,7 +150,6 @@ class PipelineJob:
         recorder = [Recorder(folder)] if job.tensorboard else []
         if not job.show_every:
             return each(*recorder)
-        renoise = lesson.sampler == "renoise"
         gallery = Gallery(
             self.pipe,
             self.manifest(steps, lesson.sampler),
@@ -154,7 +163,6 @@ class PipelineJob:
             call=job.call,
             component=self.component,
             plain=lambda weights: ladder.plain(weights, steps),
-            scheduler=flow_scheduler(self.pipe.scheduler, ladder.times(steps), renoise=renoise),
             score=self.score,
         )
         return each(gallery, *recorder)
@@ -166,13 +174,10 @@ def unguided(call: Mapping[str, Any], accepted: Container[str]) -> dict[str, Any
     return {**kept, "true_cfg_scale" if "true_cfg_scale" in accepted else "guidance_scale": 1.0}
 
 
-def _check_traced(pipe: DiffusionPipeline, traced: TracedDenoiser) -> None:
+def _check_traced(traced: TracedDenoiser) -> None:
     if len(traced.modules) != 1:
         names = ", ".join(traced.modules)
         raise InputError(f"Only pipelines of one denoiser can be distilled so far. This has {names}.")
-    if traced.schedule.kind != "flow":
-        kind = type(pipe).__name__
-        raise InputError(f"Only flow pipelines can be distilled so far. {kind} is {traced.schedule.kind}.")
 
 
 def _check_teacher(pipe: DiffusionPipeline) -> None:

@@ -37,9 +37,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fewstep.distill import grid
-from fewstep.distill.export import flow_scheduler
 from fewstep.distill.precision import uncompiled
 from fewstep.distill.roles import device_of, fingerprint
+from fewstep.distill.schedulers import student_scheduler
 from fewstep.distill.score import distance
 from fewstep.distill.seeds import derive, generator
 from fewstep.errors import InputError, bad_value
@@ -154,7 +154,7 @@ class Gallery:
     def _scheduler(self) -> Any:
         assert self.manifest.times is not None
         renoise = self.manifest.sampler == "renoise"
-        return self.scheduler or flow_scheduler(self.pipe.scheduler, self.manifest.times, renoise=renoise)
+        return self.scheduler or student_scheduler(self.pipe.scheduler, self.manifest.times, renoise=renoise)
 
     @cached_property
     def _teacher(self) -> Array:
