@@ -154,7 +154,8 @@ def _latents(vae: Any, pixels: Tensor, posterior: Posterior, draws: Sequence[tor
 def _matched(pipe: Any, vae: Any, latent: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(order, mean, std) that make the state (1, …) of the latent (1, channels, …)."""
     z, x0 = latent.double().cpu().flatten(), state[0].double().cpu()
-    best, found = float("inf"), None
+    best = float("inf")
+    found: tuple[Tensor, Tensor, Tensor] | None = None
     for way in _ways(pipe, vae, latent):
         if way[0].numel() == x0.numel():
             order, mean, std = (value.reshape(x0.shape) for value in way)
