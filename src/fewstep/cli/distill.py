@@ -117,7 +117,7 @@ def report(run: Annotated[Path, typer.Argument(help="The folder of a run, finish
     **Example:** `fewstep distill report runs/four`
     """
     with working():
-        from fewstep.bench.training import report as draw
+        from fewstep.bench.training.page import report as draw
 
         page = draw(run)
     note(f"The report is in {page}.")

@@ -177,7 +177,7 @@ class Ladder:
             facts={**rung.facts(), "start": str(job.start), "paths": source.fingerprint},
             guard=self._guard(lesson),
             parallel=self.parallel,
-            watch=self.domain.watch(lesson, folder) if self.parallel.first else None,
+            watch=self.domain.watch(lesson, folder) if self.parallel.first else _look_away,
             title=f"{rung.method}, {rung.steps} steps",
             show=show,
         )
@@ -250,4 +250,10 @@ def processes_of(job: Job) -> Parallel:
     Raises:
         InputError, MachineError: others than it asks for.
     """
-    return found(job.parallel or ("ddp" if "WORLD_SIZE" in os.environ else "none"), job.processes)
+    kind = job.parallel or ("ddp" if "WORLD_SIZE" in os.environ else "none")
+    # With a critic, processes run their students unequally often: each draws where its rollout ends.
+    return found(kind, job.processes, whole=any("critic" in rung.card.rates for rung in job.rungs))
+
+
+def _look_away(step: int, averages: Mapping[str, nn.Module]) -> None:
+    """What the other processes do while the first one looks: sharded averages are gathered by all of them."""

@@ -27,7 +27,7 @@ class Block:
 
 def find_blocks(denoiser: nn.Module) -> list[Block]:
     """The main stream's blocks in the order of the module tree; empty when the tree has no repeated blocks."""
-    facts = family(type(denoiser).__name__)
+    facts = family(type(denoiser).__name__.removeprefix("FSDP"))  # which sharding puts before it
     outputs = dict(facts.outputs)
     paths = [path for path in facts.block_lists if isinstance(_submodule(denoiser, path), nn.ModuleList)]
     lists = [(path, denoiser.get_submodule(path)) for path in paths] or _block_lists(denoiser)
