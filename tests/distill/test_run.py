@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
+from PIL import Image
 
 from fewstep.diffusion.samplers import euler, flow_times
 from fewstep.distill.data import PathSet
@@ -139,6 +140,22 @@ def test_a_student_on_training_timesteps_divides_them(tmp_path):
     job = Job(PROMPTS, tmp_path, steps=3, **SMALL)
     with pytest.raises(InputError, match="'steps' of the student must be a divisor of the 1000"):
         distill(stable_diffusion(DDIMScheduler()), job, show=False)
+
+
+def test_pictures_with_captions_are_trained_on_and_nothing_else(teacher, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i, caption in enumerate(["a red ring", "two circles", "a blue square"]):
+        Image.new("RGB", (20, 16), (200, 40 * i, 0)).save(pictures / f"{i}.png")
+        (pictures / f"{i}.txt").write_text(caption)
+    rungs = [Rung("consistency", 2, 2, training=TRAINING, options={"taught": False})]
+    job = Job((), tmp_path / "run", data=pictures, steps=1, **{**SMALL, "ladder": rungs}, check_every=0, show_every=0)
+    folder = distill(teacher, job, show=False)
+    assert load(folder)("a red ring", output_type="latent").images.isfinite().all()
+    assert len(PathSet(tmp_path / "run" / "latents")) == 3
+    assert not (tmp_path / "run" / "paths").exists()
+    with pytest.raises(InputError, match="'prompts' of the source of prompts must be at least one prompt"):
+        distill(teacher, replace(job, data=None), show=False)
 
 
 def test_guidance_is_turned_off_where_the_pipeline_has_it():

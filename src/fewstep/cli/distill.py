@@ -45,6 +45,9 @@ def train(
     prompts: Annotated[
         str | None, typer.Option(help="A text file, one prompt a line, or task:NAME of the zoo.")
     ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Pictures with captions to train on: a folder, or a Hugging Face data set.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder; the student is in it.")] = None,
     method: Annotated[
         str | None, typer.Option(help="One of those that `fewstep distill methods` lists. [default: kd]")
@@ -70,7 +73,14 @@ def train(
 
     **Example:** `fewstep distill zoo:shapes --prompts task:shapes --steps 4 --out runs/four`
     """
-    given: dict[str, Any] = {"prompts": prompts, "out": out, "method": method, "steps": steps, "samples": samples}
+    given: dict[str, Any] = {
+        "prompts": prompts,
+        "data": data,
+        "out": out,
+        "method": method,
+        "steps": steps,
+        "samples": samples,
+    }
     given |= {"iterations": iterations, "batch": batch, "rate": rate, "start": start, "seed": seed}
     for name in ("steps", "samples", "iterations", "batch"):
         at_least(1, given[name], f"--{name}", COMMAND)
@@ -150,9 +160,10 @@ def job_of(source: str, given: dict[str, Any]) -> Job:
     values |= given
     if not values.get("teacher"):
         raise InputError(f"{source} must have the key 'teacher': a zoo model, a pipeline folder, or a hub id.")
-    for name in ("prompts", "out"):
-        if name not in values:
-            raise InputError(f"{COMMAND} needs --{name}, or a YAML file that has it.")
+    if "prompts" not in values and "data" not in values:
+        raise InputError(f"{COMMAND} needs --prompts or --data, or a YAML file that has one of them.")
+    if "out" not in values:
+        raise InputError(f"{COMMAND} needs --out, or a YAML file that has it.")
     return read_job(values, tasks=TaskPrompts)
 
 

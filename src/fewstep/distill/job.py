@@ -102,8 +102,11 @@ class Job:
     """One distillation.
 
     Attributes:
-        prompts: a list, a text file with one a line, or a function of (n, seed).
+        prompts: a list, a text file with one a line, or a function of (n, seed); empty: the captions of `data`.
         out: folder of the run; the student comes to `out/student`.
+        data: pictures or videos with captions to train on, where a method takes them: a folder or a Hugging Face data
+            set, see `captions.source_of`. Without, the ends of teacher paths serve.
+        columns: of a data set, if they have other names than "image" and "text", and its "split".
         teacher: what `fewstep.load` takes; only `run` reads it.
         steps: the student's.
         ladder: one training after another.
@@ -134,6 +137,8 @@ class Job:
 
     prompts: PromptSource
     out: Path | str
+    data: Path | str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
     teacher: str = ""
     steps: int = 4
     ladder: Sequence[Rung] = (Rung(),)
@@ -169,6 +174,7 @@ class Job:
         }
         rules: dict[str, tuple[bool, str]] = {
             "steps": (self.steps >= 1, "at least 1"),
+            "columns": (set(self.columns) <= {"image", "caption", "split"}, "of image, caption and split"),
             "ladder": (len(self.ladder) >= 1, "one rung or more"),
             "samples": (self.samples >= 1, "at least 1"),
             "rank": (self.rank >= 1, "at least 1"),
@@ -240,6 +246,8 @@ def read_job(config: Mapping[str, Any] | Path | str, *, tasks: Callable[[str], P
     hints = get_type_hints(Job)
     own = {name: typed(name, values.pop(name), hints[name], where) for name in hints if name in values}
     needed = [f.name for f in fields(Job) if f.default is MISSING and f.default_factory is MISSING]
+    if "data" in own:
+        own.setdefault("prompts", ())
     if missing := [name for name in needed if name not in own]:
         raise InputError(f"{where} must have the key {missing[0]!r}.")
     ladder = own.pop("ladder", [{}])

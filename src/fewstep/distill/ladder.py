@@ -69,6 +69,7 @@ class Domain:
         times: steps -> the student's, falling, with the end.
         start: the weights that the first rung starts from; None: the teacher's.
         facts: what else tells its teacher from another, as JSON; how it is guided, for one.
+        data: makes or finishes the latents of real data, where there are some; told whether to show its progress.
         watch: what looks on at a lesson whose folder is given, see `loop.train`.
     """
 
@@ -80,6 +81,7 @@ class Domain:
     times: Callable[[int], tuple[float, ...]] = lambda steps: tuple(flow_times(steps))
     start: nn.Module | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    data: Callable[[bool], PathSet] | None = None
     watch: Callable[[Lesson, Path], Watch | None] = lambda lesson, folder: None
 
 
@@ -192,15 +194,22 @@ class Ladder:
         first = job.rungs[0]
         training, shard = first.settings(job.seed), first.batch * max(1, SHARD // first.batch)  # whole batches
         task = PathTask(domain.prompts, domain.condition, domain.shape, self.domain.times(job.teacher_steps), job.kept)
-        if all(rung.card.needs == "prompts" for rung in job.rungs):
+        needed: set[Content] = {rung.card.needs for rung in job.rungs}
+        made: dict[Content, PathSet] = {}
+        if domain.data is not None:
+            made["latents"] = made["prompts"] = domain.data(show)
+        if needed == {"prompts"} and not made:
             place = Path(job.out) / "prompts"
             return {"prompts": make_prompts(task, place, Sizes(first.batch, shard), show=show)}
+        if needed <= made.keys():
+            return made
         settings = PathSettings(
             batch=first.batch, shard=shard, seed=job.seed, precision=training.precision, compile=training.compile
         )
         place = Path(job.paths or Path(job.out) / "paths")
         paths = make_paths(domain.teacher, task, place, settings, facts=domain.facts, show=show)
-        return {"paths": paths, "latents": paths, "prompts": paths}
+        from_paths: dict[Content, PathSet] = {"paths": paths, "latents": paths, "prompts": paths}
+        return from_paths | made
 
     def _teacher(self, rung: Rung, before: Rung | None, weights: nn.Module | None) -> Swappable:
         """The domain's, or the student of the stage before in a progressive ladder."""

@@ -5,19 +5,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from fewstep.distill.captions import Source, source_of
+from fewstep.distill.data import PathSet
+from fewstep.distill.encode import EncodeSettings, encode
 from fewstep.distill.export import export, export_lora
 from fewstep.distill.job import Job
 from fewstep.distill.ladder import Domain, Ladder, Lesson, processes_of
 from fewstep.distill.loop import Watch
 from fewstep.distill.lora import Adapter
 from fewstep.distill.methods.backward import Stepping
-from fewstep.distill.prompts import read_prompts
+from fewstep.distill.prompts import PromptSource, read_prompts
 from fewstep.distill.record import Recorder
 from fewstep.distill.schedulers import shift_of, student_scheduler, times_of
 from fewstep.distill.watch import Gallery, Score, each
@@ -43,6 +46,7 @@ class PipelineJob:
     prompts: Sequence[str]
     example: Mapping[str, Any]
     score: Score | None = None
+    source: Source | None = None
 
     @classmethod
     def of(cls, pipe: DiffusionPipeline, job: Job, score: Score | None = None) -> PipelineJob:
@@ -55,12 +59,13 @@ class PipelineJob:
         parallel = processes_of(job)
         if parallel.size > 1:
             pipe.to(parallel.device)
-        prompts = read_prompts(job.prompts, job.samples, job.seed)
+        source = None if job.data is None else source_of(job.data, **dict[str, Any](job.columns))
+        prompts = read_prompts(_texts(job, source), job.samples, job.seed)
         example = {"prompt": prompts[0], **job.call}
         _check_teacher(pipe)
         traced = trace(pipe, **{**example, "num_inference_steps": TRACE_STEPS})
         _check_traced(traced)
-        given = cls(pipe, job, traced, prompts, example, score)
+        given = cls(pipe, job, traced, prompts, example, score, source)
         # What can't be written in the end is told now.
         student_scheduler(pipe.scheduler, given._times(job.steps), renoise=job.stepping == "renoise")
         return given
@@ -85,10 +90,11 @@ class PipelineJob:
             self._condition,
             tuple(traced.noise.shape[1:]),
             # Others than those of the training, where the source has more.
-            unseen=read_prompts(job.prompts, job.shown, job.seed + 1),
+            unseen=read_prompts(_texts(job, self.source), job.shown, job.seed + 1),
             times=self._times,
             start=None if job.start is None else getattr(load(job.start), self.component),
             facts={"guidance": dict(traced.weights)},
+            data=None if self.source is None else partial(self._encoded, self.source),
             watch=self._watch,
         )
         return Ladder(domain, job)
@@ -134,6 +140,13 @@ class PipelineJob:
         manifest = manifest_of(self.pipe)
         return dict(manifest.call) if manifest else {}
 
+    def _encoded(self, source: Source, show: bool) -> PathSet:
+        place, facts = Path(self.job.out) / "latents", {"guidance": dict(self.traced.weights)}
+        settings = EncodeSettings(seed=self.job.seed)
+        return encode(
+            self.pipe, self.traced, source, place, settings, condition=self._condition, facts=facts, show=show
+        )
+
     def _times(self, steps: int) -> tuple[float, ...]:
         kind, shift = self.traced.schedule.kind, self.job.shift
         if kind == "flow" and shift is None:
@@ -166,6 +179,13 @@ class PipelineJob:
             score=self.score,
         )
         return each(gallery, *recorder)
+
+
+def _texts(job: Job, source: Source | None) -> PromptSource:
+    """The job's prompts, or the captions of its data."""
+    if job.prompts or source is None:
+        return job.prompts
+    return [one.caption for one in source.read(range(len(source)))]
 
 
 def unguided(call: Mapping[str, Any], accepted: Container[str]) -> dict[str, Any]:
