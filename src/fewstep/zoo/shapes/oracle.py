@@ -49,7 +49,8 @@ HUE = 0.94  # least cosine between an object's mean tint and its colour's: the c
 MISFIT = 0.13  # most of a template's energy that may be unexplained: real pictures leave 0.01, a missing quarter 0.2
 PERFECT = 0.012  # misfit below which no other shape can be meant: the next best leaves more than three times as much
 GAIN = (0.70, 1.30)  # how strong an object's colour may be, as a part of the true one
-SLACK = 1.2  # pixels by which a radius may leave the ranges of `RADII`
+SLACK = 1.2  # pixels by which a radius may be below the smallest of `RADII`, or above the largest
+ODD = 0.03  # misfit above which the pattern may be shifted against its object, as no real one is but a drawn one may be
 CANDIDATES = 3  # shapes that are worth refining
 BLURS = (1, 2)  # how often templates are smoothed, tried in turn
 STEPS = (1.0, 0.5, 0.25)  # pixels: one round of refinement each, with slopes taken over this far
@@ -205,6 +206,11 @@ def _read_thing(patch: _Patch, ground: Ground) -> Thing | None:
 
 
 def _best_fit(field: _Field, box: _Box) -> _Fit:
+    best = _fitted(field, box)
+    return best if best.misfit < ODD else min(best, _fitted(replace(field, shifted=True), box), key=_misfit)
+
+
+def _fitted(field: _Field, box: _Box) -> _Fit:
     fits: list[_Fit] = []
     for blur in BLURS:
         blurred = replace(field, blur=blur)
@@ -232,10 +238,11 @@ def _colour(tint: Array, ground: Ground) -> Colour | None:
 
 
 def _size(radius: float) -> Size | None:
-    for size, (low, high) in RADII.items():
-        if low - SLACK <= radius <= high + SLACK:
-            return size
-    return None
+    """The nearer of the two; None for what is far from both."""
+    (least, small), (large, most) = RADII["small"], RADII["large"]
+    if not least - SLACK <= radius <= most + SLACK:
+        return None
+    return "small" if radius < (small + large) / 2 else "large"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -247,12 +254,14 @@ class _Field:
     """What templates are laid on: coverage · pattern as measured, (h, w); its whole `energy`, wrong hues included.
 
     `blur` is how often templates are smoothed: once, as the picture was, or more for a picture that was blurred before.
+    `shifted` allows a pattern any place against its object's centre.
     """
 
     along: Array
     energy: float
     window: tuple[slice, slice]
     blur: int = 1
+    shifted: bool = False
 
     def cover(self, shape: Shape, place: _Place) -> Array:
         rows, columns = (_SMOOTHING[self.blur][span] for span in self.window)
@@ -273,13 +282,14 @@ _BANDS: dict[tuple[int, Fill, int, int], Array] = {
 }
 
 
-def _bands_near(x: float, y: float, blur: int) -> list[tuple[Fill, Array]]:
-    """The three fills, each in every phase within a pixel of a centre at `x`, `y`."""
-    near_x, near_y = ([(int(np.floor(v + 0.5)) + step) % _PHASES for step in (-1, 0, 1)] for v in (x, y))
+def _fills(field: _Field, x: float, y: float) -> list[tuple[Fill, Array]]:
+    """The three fills, the patterns in every phase within a pixel of a centre at `x`, `y`, or in all of them."""
+    steps = range(_PHASES) if field.shifted else (-1, 0, 1)
+    near_x, near_y = ([(int(np.floor(v + 0.5)) + step) % _PHASES for step in steps] for v in (x, y))
     keys: list[tuple[Fill, int, int]] = [("solid", 0, 0)]
     keys += [("striped", 0, py) for py in near_y]
     keys += [("checked", px, py) for px in near_x for py in near_y]
-    return [(fill, _BANDS[blur, fill, px, py]) for fill, px, py in keys]
+    return [(fill, _BANDS[field.blur, fill, px, py][field.window]) for fill, px, py in keys]
 
 
 def _guesses(field: _Field, box: _Box) -> Iterator[_Fit]:
@@ -292,8 +302,8 @@ def _guesses(field: _Field, box: _Box) -> Iterator[_Fit]:
 
 def _best_fill(shape: Shape, place: _Place, field: _Field) -> _Fit:
     cover = field.cover(shape, place)
-    fills = _bands_near(place[0], place[1], field.blur)
-    bands = np.stack([bands[field.window].ravel() for _, bands in fills])
+    fills = _fills(field, place[0], place[1])
+    bands = np.stack([bands.ravel() for _, bands in fills])
     own = bands**2 @ cover.ravel() ** 2 + 1e-6  # energy of each template
     match = bands @ (cover * field.along).ravel()
     explained = match**2 / own
@@ -303,7 +313,7 @@ def _best_fill(shape: Shape, place: _Place, field: _Field) -> _Fit:
         place,
         cover,
         fill=fills[best][0],
-        bands=fills[best][1][field.window],
+        bands=fills[best][1],
         gain=float(match[best] / own[best]),
         misfit=float(field.energy / max(explained[best], 1e-6) - 1),
     )
