@@ -83,3 +83,9 @@ def test_files_that_are_no_configuration(tmp_path):
             read_job(tmp_path / name)
     with pytest.raises(InputError, match=r"Could not read a configuration from .*none\.yaml"):
         read_job(tmp_path / "none.yaml")
+
+
+def test_what_tells_a_training_apart_hides_none_of_its_settings():
+    rung = Job(["a ring"], "out/x", steps=2).rungs[0]
+    assert not rung.facts().keys() & vars(rung.settings(0)).keys()
+    assert rung.facts()["student_steps"] == 2

@@ -89,8 +89,8 @@ class Rung:
 
     def facts(self) -> dict[str, Any]:
         """What must be equal for a training to be the same, beside its settings; as JSON."""
-        named = ("method", "batch", "steps", "weighting", "huber", "options")
-        return {name: getattr(self, name) for name in named}
+        named = ("method", "batch", "weighting", "huber", "options")
+        return {"student_steps": self.steps, **{name: getattr(self, name) for name in named}}
 
 
 TRAINING = {f.name for f in fields(Settings)} - {"steps"}
