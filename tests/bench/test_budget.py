@@ -7,6 +7,6 @@ import pytest
 from fewstep.bench import budget
 
 
-@pytest.mark.parametrize(("baseline_seconds", "rounds"), [(8.0, 2), (6.5, 3), (4.0, 4)])
+@pytest.mark.parametrize(("baseline_seconds", "rounds"), [(8.0, 2), (6.2, 3), (4.0, 4)])
 def test_it_stays_under_five_minutes(baseline_seconds, rounds) -> None:
     assert budget.expected_seconds(baseline_seconds, rounds) < budget.LIMIT_SECONDS

