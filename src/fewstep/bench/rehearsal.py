@@ -139,7 +139,10 @@ def _measured(lesson: Lesson, whole: Rung, job: Job, run: Path, peak_mb: float) 
     return Measured(
         rung=f"{whole.method}, {whole.steps} steps",
         steps=whole.iterations,
-        roles=tuple(_role(name, module, settings) for name, module in {**trained, **frozen}.items()),
+        roles=(
+            *(_role(name, module, settings) for name, module in trained.items()),
+            *(_role(name, module, None) for name, module in frozen.items()),
+        ),
         peak_mb=peak_mb,
         batch=batch,
         seconds_a_step=seconds,
@@ -148,12 +151,15 @@ def _measured(lesson: Lesson, whole: Rung, job: Job, run: Path, peak_mb: float) 
     )
 
 
-def _role(name: str, module: nn.Module, settings: Settings) -> Role:
-    trained = [p for p in module.parameters() if p.requires_grad]
-    count = sum(p.numel() for p in trained)
-    kept = (1 + 1 + STATES.get(settings.optimizer, 2)) * sum(p.numel() * p.element_size() for p in trained) / MB
+def _role(name: str, module: nn.Module, settings: Settings | None) -> Role:
+    """`settings` of what is trained, None of what is only run."""
     whole = sum(p.numel() for p in module.parameters())
-    return Role(name, whole / 1e6, count / 1e6, weights_mb([module]), kept)
+    if settings is None:
+        return Role(name, whole / 1e6, 0.0, weights_mb([module]), 0.0)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    copies = 1 + 1 + STATES[settings.optimizer]  # gradient, average, states
+    training = copies * sum(p.numel() * p.element_size() for p in trained) / MB
+    return Role(name, whole / 1e6, sum(p.numel() for p in trained) / 1e6, weights_mb([module]), training)
 
 
 def _warnings(rung: Rung, batch: int) -> Iterable[str]:
