@@ -9,7 +9,6 @@ the weights. Checkpoints are not counted in either. Writes out/benchmarks/step_t
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
 import tempfile
 import time
@@ -18,7 +17,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fewstep
 from fewstep.bench import results
@@ -71,15 +70,15 @@ def of_the_loop(teacher: TracedDenoiser, batch: PathBatch, steps: int) -> float:
 
 def by_hand(teacher: TracedDenoiser, batch: PathBatch, steps: int) -> float:
     student = student_of(teacher)
-    parameters = list(student.module.parameters())
-    averages = copy.deepcopy(parameters)
+    parameters: list[Tensor] = list(student.module.parameters())
+    averages = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, betas=(0.9, 0.99), weight_decay=0.0)
     x_t, x_s = batch.states[:, 0], batch.states[:, 1]
     ends: list[float] = []
     for _ in range(steps):
         prediction: Any = student(x_t, torch.ones(len(x_t), dtype=torch.float64), batch.cond)
         loss = (prediction - (x_t - x_s)).square().mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()
         optimizer.zero_grad()
