@@ -5,7 +5,7 @@ Scene `i` is `sample_scene(default_rng(i))`. Everything is kept in numpy files t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -21,8 +21,9 @@ from torch import Tensor
 from fewstep.files import replacing
 from fewstep.zoo.shapes.layout import COLUMNS, GRID, layout
 from fewstep.zoo.shapes.pipeline import LATENT_CHANNELS, PROMPT_TOKENS, build_tokenizer
+from fewstep.zoo.shapes.reading import ANSWERS, reading
 from fewstep.zoo.shapes.render import render
-from fewstep.zoo.shapes.scenes import IMAGE_SIZE, describe, sample_scene
+from fewstep.zoo.shapes.scenes import IMAGE_SIZE, Ask, describe, sample_scene
 from fewstep.zoo.steps import bar
 
 WORDINGS = 4  # prompts kept for every scene
@@ -32,6 +33,7 @@ Pixels = NDArray[np.uint8]
 Latents = NDArray[np.float16]
 Tokens = NDArray[np.int16]
 Layouts = NDArray[np.float16]
+Readings = NDArray[np.int8]
 
 
 def pictures(out: Path, scenes: int) -> Pixels:
@@ -47,6 +49,14 @@ def prompts(out: Path, scenes: int) -> Tokens:
     path = out / "tokens.npy"
     if not path.exists():
         _in_parallel(path, _word, scenes, (scenes, WORDINGS, PROMPT_TOKENS), np.int16)
+    return _mapped(path)
+
+
+def readings(out: Path, scenes: int) -> Readings:
+    """What every word of those prompts is about, shape (scenes, WORDINGS, PROMPT_TOKENS, 8): `reading`."""
+    path = out / "readings.npy"
+    if not path.exists():
+        _in_parallel(path, _read, scenes, (scenes, WORDINGS, PROMPT_TOKENS, len(ANSWERS)), np.int8)
     return _mapped(path)
 
 
@@ -105,13 +115,21 @@ def _lay_out(start: int, scenes: int) -> Layouts:
 
 
 def _word(start: int, scenes: int) -> Tokens:
-    drawn = ((seed, sample_scene(np.random.default_rng(seed))) for seed in _chunk(start, scenes))
-    texts = [
-        describe(scene, np.random.default_rng((seed, wording)))[0]
-        for seed, scene in drawn
-        for wording in range(WORDINGS)
-    ]
+    texts = [text for text, _ in _described(start, scenes)]
     return as_tokens(build_tokenizer(), texts).reshape(-1, WORDINGS, PROMPT_TOKENS)
+
+
+def _read(start: int, scenes: int) -> Readings:
+    tokenizer = build_tokenizer()
+    read = [reading(tokenizer.tokenize(text), ask) for text, ask in _described(start, scenes)]
+    return np.asarray(read).reshape(-1, WORDINGS, PROMPT_TOKENS, len(ANSWERS))
+
+
+def _described(start: int, scenes: int) -> Iterator[tuple[str, Ask]]:
+    """The `WORDINGS` prompts of each scene and what they ask for."""
+    for seed in _chunk(start, scenes):
+        scene = sample_scene(np.random.default_rng(seed))
+        yield from (describe(scene, np.random.default_rng((seed, wording))) for wording in range(WORDINGS))
 
 
 def _chunk(start: int, scenes: int) -> range:

@@ -210,7 +210,7 @@ def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, Ask]:
     asks = tuple(_ask(rng, thing) for thing in things)
     if len(things) >= 2 and len({(t.shape, t.colour, t.size, t.fill) for t in things}) == 1 and relation is None:
         asks = (asks[0],) * len(things)
-        text = f"{NUMBERS[len(asks)]} {_noun(rng, asks[0], plural=True)}"
+        text = f"{NUMBERS[len(asks)]} {_noun(rng, asks[0], several=True)}"
     elif relation is not None:
         text = f"{_article(_noun(rng, asks[0]))} {_pick(rng, RELATION_WORDS[relation])} {_article(_noun(rng, asks[1]))}"
     else:
@@ -239,7 +239,7 @@ def vocabulary() -> list[str]:
     tables = (SHAPE_WORDS, COLOUR_WORDS, SIZE_WORDS, FILL_WORDS, RELATION_WORDS)
     phrases = [phrase for table in tables for worded in table.values() for phrase in worded]
     words = {word for phrase in phrases for word in phrase.split()}
-    words |= {_plural(w) for phrases in SHAPE_WORDS.values() for w in phrases}
+    words |= {plural(w) for phrases in SHAPE_WORDS.values() for w in phrases}
     words |= {w for opening in OPENINGS for w in opening.split()}
     words |= {*NUMBERS.values(), *TONES, *TEXTURES, "a", "an", "and", "are", "on", "background", ","}
     return sorted(words)
@@ -263,18 +263,18 @@ def _ask(rng: np.random.Generator, thing: Thing) -> ThingAsk:
     )
 
 
-def _noun(rng: np.random.Generator, ask: ThingAsk, plural: bool = False) -> str:
+def _noun(rng: np.random.Generator, ask: ThingAsk, several: bool = False) -> str:
     shape = _pick(rng, SHAPE_WORDS[ask.shape])
     words = [
         _pick(rng, SIZE_WORDS[ask.size]) if ask.size else "",
         _pick(rng, FILL_WORDS[ask.fill]) if ask.fill else "",
         _pick(rng, COLOUR_WORDS[ask.colour]),
-        _plural(shape) if plural else shape,
+        plural(shape) if several else shape,
     ]
     return " ".join(word for word in words if word)
 
 
-def _plural(noun: str) -> str:
+def plural(noun: str) -> str:
     return PLURALS.get(noun, noun + "s")
 
 

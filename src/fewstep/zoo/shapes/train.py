@@ -1,6 +1,6 @@
-"""The recipe that makes `zoo:shapes` from nothing: pictures → VAE → latents → text encoders and transformer → folder.
+"""The recipe that makes `zoo:shapes` from nothing: pictures → VAE → latents → text encoders → transformer → folder.
 
-Every stage leaves its result in the run's folder and is skipped when it is already there; the two trainings save a
+Every stage leaves its result in the run's folder and is skipped when it is already there; the trainings save a
 checkpoint at intervals and go on from it, so a run that is killed is started again with the same command.
 """
 
@@ -28,6 +28,7 @@ from fewstep.muon import Muon
 from fewstep.zoo.shapes import data
 from fewstep.zoo.shapes.data import WORDINGS, Latents, Pixels, as_images, as_tokens
 from fewstep.zoo.shapes.pipeline import CALL, PROMPT_TOKENS, build_pipeline
+from fewstep.zoo.shapes.reading import COLUMNS, misread
 from fewstep.zoo.shapes.scenes import IMAGE_SIZE
 from fewstep.zoo.steps import Steps
 
@@ -43,6 +44,9 @@ class Settings:
     vae_batch: int = 32
     vae_rate: float = 1e-3
     vae_kl: float = 1e-4
+    text_steps: int = 3000
+    text_batch: int = 128
+    text_rate: float = 1e-3
     teacher_steps: int = 10_000
     teacher_batch: int = 64
     muon_rate: float = 5e-3  # the matrices of the transformer's blocks
@@ -67,6 +71,7 @@ def train(out: Path, settings: Settings = Settings(), device: str = "cpu") -> Pa
     drawn = data.pictures(out, settings.scenes)
     pipe.register_modules(vae=_trained_vae(out, settings, pipe.vae, drawn, device))
     latents = data.latents(out, drawn, pipe.vae, device)
+    _teach_to_read(out, settings, pipe, device)
     return _trained_pipeline(out, settings, pipe, latents, device)
 
 
@@ -132,6 +137,36 @@ def _trained_vae(out: Path, settings: Settings, vae: AutoencoderKL, drawn: Pixel
     return vae
 
 
+def _teach_to_read(out: Path, settings: Settings, pipe: FluxPipeline, device: str) -> None:
+    """From every token of the T5 a linear head must tell what its word is about, from the CLIP's vector another tells
+    it of the first word and of the last. The heads are thrown away; the text encoders do not change after this."""
+    parts = (pipe.text_encoder_2, pipe.text_encoder)
+    tokens, readings = data.prompts(out, settings.scenes), data.readings(out, settings.scenes)
+    of_words = nn.Linear(pipe.text_encoder_2.config.d_model, COLUMNS).to(device)
+    of_all = nn.Linear(pipe.text_encoder.config.hidden_size, 2 * COLUMNS).to(device)
+
+    def loss(step: int) -> Tensor:
+        rng = np.random.default_rng((settings.seed, step))
+        rows, wordings = (
+            rng.integers(0, len(tokens), settings.text_batch),
+            rng.integers(0, WORDINGS, settings.text_batch),
+        )
+        ids = torch.from_numpy(tokens[rows, wordings]).to(device).long()
+        right = torch.from_numpy(readings[rows, wordings]).to(device).long()
+        words = of_words(pipe.text_encoder_2(input_ids=ids)[0])
+        ends = of_all(pipe.text_encoder(input_ids=ids).pooler_output).unflatten(-1, (2, COLUMNS))
+        return misread(words, right) + misread(ends, right[:, [0, -1]])
+
+    trained = [*parts, of_words, of_all]
+    optimizer = torch.optim.AdamW(
+        [p for m in trained for p in m.parameters()], lr=settings.text_rate, weight_decay=0.01
+    )
+    steps = Steps(out / "text.pt", settings.text_steps, settings.save_every, DECAY_FROM)
+    steps.run("text encoders", trained, [optimizer], loss)
+    for part in parts:
+        part.requires_grad_(False)
+
+
 def _trained_pipeline(out: Path, settings: Settings, pipe: FluxPipeline, latents: Latents, device: str) -> Path:
     """Flow matching (arXiv 2210.02747): the transformer predicts v = noise − x0 at x_t = (1 − t)·x0 + t·noise.
 
@@ -142,7 +177,6 @@ def _trained_pipeline(out: Path, settings: Settings, pipe: FluxPipeline, latents
     if folder.exists():
         return folder
     tokens, layouts = data.prompts(out, settings.scenes), data.layouts(out, settings.scenes)
-    parts = (pipe.transformer, pipe.text_encoder_2, pipe.text_encoder)
     if device == "cpu":  # there the fused attention's backward takes more than half of a step in bfloat16
         pipe.transformer.set_attention_backend("_native_math")
     predict: Callable[..., tuple[Tensor, Tensor]] = partial(_velocity_and_middle, pipe, *_positions(device))
@@ -172,9 +206,8 @@ def _trained_pipeline(out: Path, settings: Settings, pipe: FluxPipeline, latents
         return F.mse_loss(v.float(), noise - x0) + aligned * F.mse_loss(told.float(), (shown - centre) / spread)
 
     steps = Steps(out / "teacher.pt", settings.teacher_steps, settings.save_every, DECAY_FROM, ema=settings.ema)
-    averages = steps.run("teacher", [*parts, head], _optimizers(parts, head, settings), loss)
-    for part, average in zip(parts, averages, strict=False):  # the head's is left
-        part.load_state_dict(average)
+    averages = steps.run("teacher", [pipe.transformer, head], _optimizers(pipe.transformer, head, settings), loss)
+    pipe.transformer.load_state_dict(averages[0])
     with replacing(folder) as aside:
         write_pipeline(pipe.to("cpu"), aside, asdict(settings))
     return folder
@@ -213,11 +246,11 @@ def _velocity_and_middle(
     return v, kept[0]
 
 
-def _optimizers(parts: tuple[nn.Module, ...], head: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
+def _optimizers(transformer: nn.Module, head: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the transformer's blocks, AdamW for all else."""
-    matrices = [p for n, p in parts[0].named_parameters() if "transformer_blocks" in n and p.ndim == 2]
+    matrices = [p for n, p in transformer.named_parameters() if "transformer_blocks" in n and p.ndim == 2]
     chosen = {id(p) for p in matrices}
-    others = [p for part in (*parts, head) for p in part.parameters() if id(p) not in chosen]
+    others = [p for part in (transformer, head) for p in part.parameters() if id(p) not in chosen]
     return [
         Muon(matrices, lr=settings.muon_rate, weight_decay=0.01),
         torch.optim.AdamW(others, lr=settings.adam_rate, betas=(0.9, 0.98), weight_decay=0.01),
