@@ -32,12 +32,12 @@ import fewstep
 from fewstep.bench import results, solvers
 from fewstep.diffusion.samplers import SAMPLERS, euler, flow_times, renoise
 from fewstep.distill.catalog import CATALOG
+from fewstep.distill.data.seeds import generator
+from fewstep.distill.engine.roles import Network
 from fewstep.distill.job import Job, Rung
 from fewstep.distill.ladder import Domain, Ladder
 from fewstep.distill.mixtures import MixtureTask, ring
-from fewstep.distill.roles import Network
 from fewstep.distill.run import distill
-from fewstep.distill.seeds import generator
 from fewstep.files import read_json, write_json
 from fewstep.zoo.evaluate import evaluate
 from fewstep.zoo.tasks import task

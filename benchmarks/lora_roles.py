@@ -18,7 +18,7 @@ from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, WanTransfor
 from torch import nn
 
 from fewstep.bench import results
-from fewstep.distill.lora import Backbone
+from fewstep.distill.engine.lora import Backbone
 
 GIB = 2**30
 WAN_14B = {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}

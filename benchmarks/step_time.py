@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 import fewstep
 from fewstep.bench import results
-from fewstep.distill.data import PathBatch
-from fewstep.distill.loop import Settings, train
+from fewstep.distill.data.samples import PathBatch
+from fewstep.distill.engine.loop import Settings, train
+from fewstep.distill.engine.roles import student_of
 from fewstep.distill.methods.kd import KD
-from fewstep.distill.roles import student_of
 from fewstep.models.trace import TracedDenoiser
 from fewstep.zoo.tasks import task
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fewstep.bench.rehearsal import STATES, rehearse
+from fewstep.distill.engine.optimizers import OPTIMIZERS
 from fewstep.distill.job import Job, Rung
-from fewstep.distill.optimizers import OPTIMIZERS
 from tests.distill.pipes import pipeline
 
 PROMPTS = ["a red ring", "two circles"]

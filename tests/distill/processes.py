@@ -12,7 +12,7 @@ import torch
 import torch.multiprocessing
 from torch import Tensor, nn
 
-from fewstep.distill.loop import Update
+from fewstep.distill.engine.loop import Update
 
 
 def start(work: Callable[[int], None], processes: int = 2, seconds: float = 300) -> None:

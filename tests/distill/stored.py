@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from fewstep.distill.data import Index, PathSet
-from fewstep.distill.store import Sizes, fill, samples_of
+from fewstep.distill.data.samples import Index, PathSet
+from fewstep.distill.data.store import Sizes, fill, samples_of
 
 SHARDS = ("shard-00000.safetensors", "shard-00001.safetensors", "shard-00002.safetensors")  # of the 14 samples below
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fewstep.diffusion.schedule import Schedule
+from fewstep.distill.engine.roles import Network
 from fewstep.distill.losses import Distance, pseudo_huber, squared, step_target, weight
 from fewstep.distill.methods.progressive import euler_step
-from fewstep.distill.roles import Network
 from fewstep.errors import InputError
 
 SCHEDULES = (

@@ -9,10 +9,10 @@ import torch
 
 from fewstep.diffusion.analytic import GaussianMixture
 from fewstep.diffusion.samplers import euler, flow_times
-from fewstep.distill.loop import Settings, train
+from fewstep.distill.data.paths import make_paths
+from fewstep.distill.engine.loop import Settings, train
 from fewstep.distill.methods.kd import KD
 from fewstep.distill.mixtures import MixtureTask, energy_distance, mean_distance, ring
-from fewstep.distill.paths import make_paths
 from fewstep.errors import InputError
 
 

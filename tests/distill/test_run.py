@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
 from PIL import Image
 
 from fewstep.diffusion.samplers import euler, flow_times
-from fewstep.distill.data import PathSet
+from fewstep.distill.data.samples import PathSet
 from fewstep.distill.job import Job, Rung
 from fewstep.distill.pipelines import unguided
 from fewstep.distill.run import distill, run

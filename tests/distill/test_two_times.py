@@ -12,10 +12,10 @@ from torch import nn
 
 from fewstep.diffusion.samplers import euler, flow_times
 from fewstep.diffusion.schedule import Schedule
-from fewstep.distill.checkpoint import load, save
+from fewstep.distill.engine.checkpoint import load, save
+from fewstep.distill.engine.roles import Network, student_of
 from fewstep.distill.jvp import difference, jvp
 from fewstep.distill.mixtures import MixtureTask, ring
-from fewstep.distill.roles import Network, student_of
 from fewstep.distill.schedulers import student_scheduler
 from fewstep.distill.two_times import TwoTimes, along, average_velocity, fold, time_embedders, two_times
 from fewstep.errors import InputError

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from fewstep.diffusion.analytic import GaussianMixture
 from fewstep.diffusion.samplers import flow_times
 from fewstep.diffusion.schedule import Schedule
-from fewstep.distill.data import PathBatch
-from fewstep.distill.paths import PathTask
-from fewstep.distill.roles import Network
+from fewstep.distill.data.paths import PathTask
+from fewstep.distill.data.samples import PathBatch
+from fewstep.distill.engine.roles import Network
 
 MIXTURE = GaussianMixture(
     torch.tensor([[2.0, 0.0], [-1.5, 1.0], [0.0, -2.0]]), torch.tensor([0.2, 0.3, 0.2]), torch.tensor([0.4, 0.3, 0.3])

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fewstep.bench.timing import MB, peak_memory, weights_mb
+from fewstep.distill.engine.loop import Settings
+from fewstep.distill.engine.roles import device_of
 from fewstep.distill.job import Job, Rung
 from fewstep.distill.ladder import Lesson
-from fewstep.distill.loop import Settings
 from fewstep.distill.pipelines import PipelineJob
-from fewstep.distill.roles import device_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from fewstep.distill import makers
-from fewstep.distill.data import Content
-from fewstep.distill.loop import Distiller
+from fewstep.distill.data.samples import Content
+from fewstep.distill.engine.loop import Distiller
 from fewstep.distill.methods.backward import Stepping
 from fewstep.distill.typed import typed
 from fewstep.errors import InputError, bad_value

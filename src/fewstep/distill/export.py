@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fewstep.distill.lora import Adapter, peft_state
+from fewstep.distill.engine.lora import Adapter, peft_state
 from fewstep.distill.schedulers import check_times, student_scheduler
 from fewstep.errors import InputError, bad_value
 from fewstep.files import replacing

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from fewstep.distill.catalog import Card, card
+from fewstep.distill.data.prompts import PromptSource
+from fewstep.distill.engine.loop import Settings
+from fewstep.distill.engine.parallel import Kind
 from fewstep.distill.export import Stored
-from fewstep.distill.loop import Settings
 from fewstep.distill.losses import Distance, Weighting
 from fewstep.distill.methods.backward import Stepping
 from fewstep.distill.methods.progressive import halvings
-from fewstep.distill.parallel import Kind
-from fewstep.distill.prompts import PromptSource
 from fewstep.distill.typed import typed
 from fewstep.errors import InputError, bad_value
 

@@ -24,21 +24,21 @@ import torch
 from torch import nn
 
 from fewstep.diffusion.samplers import flow_times
-from fewstep.distill import conditions
-from fewstep.distill.data import Content, PathSet
-from fewstep.distill.guard import Guard, Policy
+from fewstep.distill.data import conditions
+from fewstep.distill.data.paths import PathSettings, PathTask, make_paths, make_prompts
+from fewstep.distill.data.samples import Content, PathSet
+from fewstep.distill.data.seeds import derive
+from fewstep.distill.data.store import Sizes
+from fewstep.distill.engine.loop import Distiller, Watch, train
+from fewstep.distill.engine.lora import Shared
+from fewstep.distill.engine.parallel import Parallel, found
+from fewstep.distill.engine.roles import Copies, Roles, Swappable, device_of
 from fewstep.distill.job import Job, Rung
-from fewstep.distill.loop import Distiller, Watch, train
-from fewstep.distill.lora import Shared
 from fewstep.distill.makers import Given
 from fewstep.distill.methods.backward import Stepping
-from fewstep.distill.parallel import Parallel, found
-from fewstep.distill.paths import PathSettings, PathTask, make_paths, make_prompts
-from fewstep.distill.probe import probe
-from fewstep.distill.roles import Copies, Roles, Swappable, device_of
-from fewstep.distill.seeds import derive
-from fewstep.distill.store import Sizes
 from fewstep.distill.two_times import TwoTimes, fold
+from fewstep.distill.watching.guard import Guard, Policy
+from fewstep.distill.watching.probe import probe
 from fewstep.errors import FewstepError
 from fewstep.files import write_json
 

@@ -6,7 +6,8 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from fewstep.distill.data import PathBatch
+from fewstep.distill.data.samples import PathBatch
+from fewstep.distill.engine.roles import Swappable
 from fewstep.distill.losses import Distance
 from fewstep.distill.methods.adversary import Adversary, Gan
 from fewstep.distill.methods.backward import Rollout, Stepping
@@ -26,7 +27,6 @@ from fewstep.distill.methods.scm import SCM
 from fewstep.distill.methods.scores import Critic
 from fewstep.distill.methods.sid import SiD
 from fewstep.distill.methods.tcm import TCM
-from fewstep.distill.roles import Swappable
 
 
 @dataclass(frozen=True, eq=False)

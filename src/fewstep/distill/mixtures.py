@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from fewstep.diffusion.analytic import GaussianMixture
 from fewstep.diffusion.samplers import flow_times
 from fewstep.diffusion.schedule import Schedule
-from fewstep.distill.paths import PathTask
-from fewstep.distill.roles import Network
-from fewstep.distill.seeds import derive, generator
+from fewstep.distill.data.paths import PathTask
+from fewstep.distill.data.seeds import derive, generator
+from fewstep.distill.engine.roles import Network
 from fewstep.distill.two_times import Waves
 from fewstep.errors import InputError, bad_value
 

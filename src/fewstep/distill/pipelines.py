@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from fewstep.distill.captions import Source, source_of
-from fewstep.distill.data import PathSet
-from fewstep.distill.encode import EncodeSettings, encode
+from fewstep.distill.data.captions import Source, source_of
+from fewstep.distill.data.encode import EncodeSettings, encode
+from fewstep.distill.data.prompts import PromptSource, read_prompts
+from fewstep.distill.data.samples import PathSet
+from fewstep.distill.engine.loop import Watch
+from fewstep.distill.engine.lora import Adapter
 from fewstep.distill.export import export, export_lora
 from fewstep.distill.job import Job
 from fewstep.distill.ladder import Domain, Ladder, Lesson, processes_of
-from fewstep.distill.loop import Watch
-from fewstep.distill.lora import Adapter
 from fewstep.distill.methods.backward import Stepping
-from fewstep.distill.prompts import PromptSource, read_prompts
-from fewstep.distill.record import Recorder
 from fewstep.distill.schedulers import shift_of, student_scheduler, times_of
-from fewstep.distill.watch import Gallery, Score, each
+from fewstep.distill.watching.record import Recorder
+from fewstep.distill.watching.watch import Gallery, Score, each
 from fewstep.errors import InputError
 from fewstep.machine import versions
 from fewstep.models.load import for_each, load

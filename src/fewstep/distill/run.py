@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep.distill.data.prompts import PromptSource
 from fewstep.distill.export import check_lora
 from fewstep.distill.job import Job, read_job
 from fewstep.distill.pipelines import PipelineJob
-from fewstep.distill.prompts import PromptSource
-from fewstep.distill.watch import Score
+from fewstep.distill.watching.watch import Score
 from fewstep.errors import InputError
 from fewstep.models.load import load, resolve
 

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Schedule, Time
-from fewstep.distill.roles import Swappable
+from fewstep.distill.engine.roles import Swappable
 from fewstep.errors import InputError, bad_value
 
 # What networks call the part that embeds the time, innermost first; those of guidance, sizes and text have other names.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.distill import grid
+from fewstep.distill.watching import grid
 
 PROMPTS = ("a red ring", "a small striped green square left of a large blue circle on a wavy teal background", "<b>&")
 

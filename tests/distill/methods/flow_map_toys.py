@@ -10,10 +10,10 @@ from torch import nn
 from fewstep.diffusion.analytic import GaussianMixture
 from fewstep.diffusion.samplers import euler, flow_times
 from fewstep.diffusion.schedule import Schedule
-from fewstep.distill.data import PathBatch
-from fewstep.distill.loop import Settings, train
+from fewstep.distill.data.samples import PathBatch
+from fewstep.distill.engine.loop import Settings, train
+from fewstep.distill.engine.roles import Network, student_of
 from fewstep.distill.mixtures import Exact, MixtureTask, ring
-from fewstep.distill.roles import Network, student_of
 from fewstep.distill.two_times import TwoTimes, along
 
 FLOW = Schedule.flow()

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from fewstep.diffusion.analytic import GaussianMixture
 from fewstep.diffusion.samplers import euler
 from fewstep.diffusion.schedule import Schedule
-from fewstep.distill.data import PathBatch
-from fewstep.distill.loop import Distiller, Settings, train
+from fewstep.distill.data.samples import PathBatch
+from fewstep.distill.engine.loop import Distiller, Settings, train
+from fewstep.distill.engine.roles import Network
 from fewstep.distill.methods.adversary import Gan
 from fewstep.distill.methods.backward import Rollout
 from fewstep.distill.methods.discriminator import FeatureDiscriminator, OwnDiscriminator
 from fewstep.distill.mixtures import Exact, MixtureTask, energy_distance
-from fewstep.distill.roles import Network
 
 FLOW = Schedule.flow()
 MIXTURE = GaussianMixture(torch.tensor([[1.5, 0.0], [-1.0, 1.0]]), torch.tensor([0.3, 0.5]), torch.tensor([0.5, 0.5]))

@@ -8,8 +8,8 @@ from torch import nn
 
 from fewstep.diffusion.samplers import euler, renoise
 from fewstep.diffusion.schedule import Schedule
+from fewstep.distill.engine.roles import Network
 from fewstep.distill.methods.backward import Rollout, guess, noised, simulate
-from fewstep.distill.roles import Network
 from fewstep.errors import InputError
 from tests.distill.methods.matching_toys import FLOW, MIXTURE, SCHEDULES, batch, exact
 

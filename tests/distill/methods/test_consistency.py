@@ -13,11 +13,11 @@ from torch import nn
 
 from fewstep.diffusion.samplers import dpmpp_2m, euler, flow_times, renoise
 from fewstep.diffusion.schedule import Schedule
-from fewstep.distill.data import PathBatch
-from fewstep.distill.loop import Settings, train
+from fewstep.distill.data.samples import PathBatch
+from fewstep.distill.engine.loop import Settings, train
+from fewstep.distill.engine.roles import Network, student_of
 from fewstep.distill.methods.consistency import Consistency, Shrinking, flow_time
 from fewstep.distill.methods.scores import Levels
-from fewstep.distill.roles import Network, student_of
 from fewstep.errors import InputError
 from tests.distill.toys import CLASSES, MIXTURE, ExactConsistency, data, fitted, net, sliced_distance, teacher
 

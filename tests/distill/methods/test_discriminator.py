@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.distill.lora import Backbone
+from fewstep.distill.engine.lora import Backbone
+from fewstep.distill.engine.roles import Network
 from fewstep.distill.methods.adversary import Gan, discriminator_adversary, r1, student_adversary
 from fewstep.distill.methods.discriminator import (
     FeatureDiscriminator,
@@ -20,7 +21,6 @@ from fewstep.distill.methods.discriminator import (
     tokens,
 )
 from fewstep.distill.mixtures import MLP
-from fewstep.distill.roles import Network
 from fewstep.errors import InputError
 from fewstep.models.trace import trace
 from tests.distill.methods.matching_toys import FLOW, MIXTURE, Judge, gaussian, has_gradient

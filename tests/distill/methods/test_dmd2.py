@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from fewstep.diffusion.samplers import euler, flow_times, renoise
-from fewstep.distill.data import PathBatch
-from fewstep.distill.lora import Backbone
+from fewstep.distill.data.samples import PathBatch
+from fewstep.distill.engine.lora import Backbone
+from fewstep.distill.engine.roles import Network, student_of
 from fewstep.distill.methods.adversary import Gan
 from fewstep.distill.methods.backward import Rollout, guess, noised
 from fewstep.distill.methods.discriminator import FeatureDiscriminator
 from fewstep.distill.methods.dmd2 import DMD2, descend, kl_gradient
 from fewstep.distill.methods.scores import Critic, Levels, spread
 from fewstep.distill.mixtures import energy_distance
-from fewstep.distill.roles import Network, student_of
 from fewstep.errors import InputError
 from fewstep.models.trace import trace
 from tests.distill.methods.matching_toys import (

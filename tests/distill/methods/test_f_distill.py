@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewstep.distill.checkpoint import saved
-from fewstep.distill.loop import Settings
+from fewstep.distill.engine.checkpoint import saved
+from fewstep.distill.engine.loop import Settings
 from fewstep.distill.methods.dmd2 import DMD2
 from fewstep.distill.methods.f_distill import FDistill, H, ratio, updated_means
 from fewstep.distill.methods.scores import Critic

@@ -10,12 +10,12 @@ import torch
 from fewstep.diffusion.analytic import GaussianMixture
 from fewstep.diffusion.samplers import dpmpp_2m, flow_times
 from fewstep.diffusion.schedule import Schedule
-from fewstep.distill.data import PathBatch
-from fewstep.distill.loop import Settings, train
+from fewstep.distill.data.samples import PathBatch
+from fewstep.distill.engine.loop import Settings, train
+from fewstep.distill.engine.roles import Network
 from fewstep.distill.methods.finetune import Finetune, noised_target
 from fewstep.distill.methods.scores import Levels
 from fewstep.distill.mixtures import Exact, MixtureTask, ring
-from fewstep.distill.roles import Network
 
 VP = torch.linspace(0.999, 0.001, 200)
 SCHEDULES = (

@@ -9,9 +9,9 @@ import torch
 
 from fewstep.diffusion.samplers import euler, flow_times
 from fewstep.diffusion.schedule import Schedule
+from fewstep.distill.engine.roles import Network
 from fewstep.distill.methods.flow_map import FlowMap
 from fewstep.distill.methods.meanflow import MeanFlow, Pairs, point
-from fewstep.distill.roles import Network
 from fewstep.distill.two_times import average_velocity
 from fewstep.errors import InputError
 from tests.distill.methods.flow_map_toys import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fewstep.distill.loop import Settings
+from fewstep.distill.engine.loop import Settings
 from fewstep.distill.methods.backward import Rollout
 from fewstep.distill.methods.ladd import LADD, paper_levels
 from fewstep.distill.methods.scores import flow_time

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fewstep.diffusion.schedule import Schedule
+from fewstep.distill.engine.roles import Network, student_of
 from fewstep.distill.jvp import difference, jvp
 from fewstep.distill.methods.meanflow import MeanFlow, Pairs, adaptive, point, slope
-from fewstep.distill.roles import Network, student_of
 from fewstep.distill.two_times import TwoTimes, average_velocity
 from fewstep.errors import InputError
 from fewstep.models.trace import trace

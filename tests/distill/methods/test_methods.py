@@ -9,12 +9,12 @@ import torch
 
 from fewstep.diffusion.samplers import dpmpp_2m, euler, flow_times
 from fewstep.diffusion.schedule import Schedule
-from fewstep.distill.loop import Settings, train
+from fewstep.distill.data.paths import PathSettings, make_paths
+from fewstep.distill.engine.loop import Settings, train
+from fewstep.distill.engine.roles import Network
 from fewstep.distill.losses import Distance
 from fewstep.distill.methods.kd import KD
 from fewstep.distill.methods.progressive import Progressive, euler_step, halvings
-from fewstep.distill.paths import PathSettings, make_paths
-from fewstep.distill.roles import Network
 from fewstep.errors import InputError
 from tests.distill.toys import CLASSES, GuidedMixture, net, path_task, teacher
 

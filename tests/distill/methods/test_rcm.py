@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fewstep.distill.engine.roles import Network
 from fewstep.distill.methods.dmd2 import DMD2
 from fewstep.distill.methods.rcm import RCM, RandomRollout
 from fewstep.distill.methods.scm import SCM
 from fewstep.distill.methods.scores import Critic, flow_time
-from fewstep.distill.roles import Network
 from fewstep.errors import InputError
 from tests.distill.methods.matching_toys import (
     FLOW,

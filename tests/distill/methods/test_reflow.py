@@ -7,13 +7,13 @@ import torch
 
 from fewstep.diffusion.samplers import euler, flow_times
 from fewstep.diffusion.schedule import Schedule
-from fewstep.distill.data import PathBatch
-from fewstep.distill.loop import Settings, train
+from fewstep.distill.data.paths import PathSettings, make_paths, start_from
+from fewstep.distill.data.samples import PathBatch
+from fewstep.distill.engine.loop import Settings, train
+from fewstep.distill.engine.roles import Network
 from fewstep.distill.methods.finetune import Finetune
 from fewstep.distill.methods.reflow import Reflow, noise_of
 from fewstep.distill.mixtures import MixtureTask, ring
-from fewstep.distill.paths import PathSettings, make_paths, start_from
-from fewstep.distill.roles import Network
 
 TASK = MixtureTask(ring(5, std=0.25), labelled=False)
 VP = torch.linspace(0.999, 0.01, 50)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from fewstep.distill.engine.roles import Network
 from fewstep.distill.methods.scores import Critic, Levels, flow_time, held, spread
-from fewstep.distill.roles import Network
 from fewstep.errors import InputError
 from tests.distill.methods.matching_toys import FLOW, MIXTURE, SCHEDULES, fitted, gaussian, has_gradient
 

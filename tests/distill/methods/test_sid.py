@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fewstep.distill.engine.roles import Network
 from fewstep.distill.methods.backward import guess, noised
 from fewstep.distill.methods.scores import Critic, spread
 from fewstep.distill.methods.sid import SiD, explicit, fused, projected
-from fewstep.distill.roles import Network
 from fewstep.errors import InputError
 from tests.distill.methods.matching_toys import (
     FLOW,

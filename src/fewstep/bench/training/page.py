@@ -17,7 +17,7 @@ from fewstep.bench.report.page import environment, inline
 from fewstep.bench.report.plots import STYLE, as_svg
 from fewstep.bench.training import plots, story
 from fewstep.bench.training.read import Run, Stage, read_run
-from fewstep.distill.grid import Grid, read
+from fewstep.distill.watching.grid import Grid, read
 from fewstep.files import write_text
 
 WIDEST = 380  # pixels of a prompt's samples in the page: twice what a column shows, for sharp screens

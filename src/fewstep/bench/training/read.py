@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fewstep.distill import checkpoint
-from fewstep.distill.record import Line, still_true, whole_lines
+from fewstep.distill.engine import checkpoint
+from fewstep.distill.watching.record import Line, still_true, whole_lines
 from fewstep.errors import CheckpointError, InputError
 from fewstep.files import read_json
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.bench.training.read import Run, Stage
-from fewstep.distill.guard import Policy
+from fewstep.distill.watching.guard import Policy
 
 # A measure is judged by the words in its name; one that has none of them is shown and not judged.
 LOWER = frozenset({"distance", "frechet", "fid", "kid", "lpips", "error", "loss"})

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.distill.engine.precision import uncompiled
 from fewstep.distill.methods.discriminator import Discriminator
 from fewstep.distill.methods.scores import held
-from fewstep.distill.precision import uncompiled
 from fewstep.errors import InputError, bad_value
 
 Adversary = Literal["softplus", "hinge"]

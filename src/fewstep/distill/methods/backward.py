@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fewstep.diffusion.samplers import euler, renoise
 from fewstep.diffusion.schedule import Denoiser, Schedule, Time
-from fewstep.distill.data import PathBatch
-from fewstep.distill.paths import start_from
-from fewstep.distill.roles import Swappable
+from fewstep.distill.data.paths import start_from
+from fewstep.distill.data.samples import PathBatch
+from fewstep.distill.engine.roles import Swappable
 from fewstep.errors import InputError, bad_value
 
 Stepping = Literal["renoise", "euler"]

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Schedule
-from fewstep.distill.data import PathBatch
+from fewstep.distill.data.samples import PathBatch
+from fewstep.distill.engine.loop import Update
+from fewstep.distill.engine.roles import Swappable
 from fewstep.distill.jvp import same_dropout
-from fewstep.distill.loop import Update
 from fewstep.distill.losses import pseudo_huber, squared
 from fewstep.distill.methods.backward import guess
 from fewstep.distill.methods.progressive import euler_step
 from fewstep.distill.methods.scores import Levels
-from fewstep.distill.roles import Swappable
 from fewstep.errors import InputError, bad_value
 
 SAMPLER = "renoise"

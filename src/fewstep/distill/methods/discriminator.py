@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Time
-from fewstep.distill.lora import Adapter
-from fewstep.distill.precision import uncompiled
-from fewstep.distill.roles import Swappable
+from fewstep.distill.engine.lora import Adapter
+from fewstep.distill.engine.precision import uncompiled
+from fewstep.distill.engine.roles import Swappable
 from fewstep.errors import InputError, bad_value
 from fewstep.models.blocks import find_blocks
 from fewstep.models.hooks import wrapped

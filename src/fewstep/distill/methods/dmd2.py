@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fewstep.distill.data import PathBatch
-from fewstep.distill.loop import Update
+from fewstep.distill.data.samples import PathBatch
+from fewstep.distill.engine.loop import Update
+from fewstep.distill.engine.roles import Swappable
 from fewstep.distill.methods.adversary import Gan
 from fewstep.distill.methods.backward import Sampling, guess, noised
 from fewstep.distill.methods.scores import Critic, Levels, at_least_one, spread
-from fewstep.distill.roles import Swappable
 from fewstep.errors import InputError
 
 Weigh = Callable[[Tensor, Tensor], Tensor]  # logits (batch, n) of the student's samples, and their t -> (batch,)

@@ -16,8 +16,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fewstep.distill.data import PathBatch
-from fewstep.distill.loop import Update
+from fewstep.distill.data.samples import PathBatch
+from fewstep.distill.engine.loop import Update
 from fewstep.distill.methods.dmd2 import DMD2
 from fewstep.distill.methods.scores import flow_time
 from fewstep.errors import InputError, bad_value

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Schedule
-from fewstep.distill.data import PathBatch
-from fewstep.distill.loop import Update
+from fewstep.distill.data.samples import PathBatch
+from fewstep.distill.engine.loop import Update
+from fewstep.distill.engine.roles import Swappable
 from fewstep.distill.losses import squared
 from fewstep.distill.methods.scores import Levels
-from fewstep.distill.roles import Swappable
 
 SAMPLER = "euler"
 

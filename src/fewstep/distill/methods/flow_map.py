@@ -28,12 +28,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fewstep.distill.data import PathBatch
+from fewstep.distill.data.samples import PathBatch
+from fewstep.distill.engine.loop import Update
+from fewstep.distill.engine.roles import Swappable
 from fewstep.distill.jvp import same_dropout
-from fewstep.distill.loop import Update
 from fewstep.distill.losses import pseudo_huber, squared
 from fewstep.distill.methods.meanflow import Pairs, Point, point
-from fewstep.distill.roles import Swappable
 from fewstep.distill.two_times import average_velocity, two_times
 from fewstep.errors import InputError, bad_value
 

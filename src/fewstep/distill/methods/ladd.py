@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fewstep.distill.data import PathBatch
-from fewstep.distill.loop import Update
+from fewstep.distill.data.samples import PathBatch
+from fewstep.distill.engine.loop import Update
+from fewstep.distill.engine.roles import Swappable
 from fewstep.distill.methods.adversary import Gan
 from fewstep.distill.methods.backward import Sampling, noised
 from fewstep.distill.methods.scores import Levels, at_least_one
-from fewstep.distill.roles import Swappable
 
 
 def paper_levels() -> Levels:

@@ -21,13 +21,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from fewstep.distill.data import PathBatch
+from fewstep.distill.data.samples import PathBatch
+from fewstep.distill.data.seeds import generator as seeded
+from fewstep.distill.engine.loop import Update
+from fewstep.distill.engine.roles import Swappable
 from fewstep.distill.jvp import Derivative, Function, checked, jvp
-from fewstep.distill.loop import Update
 from fewstep.distill.losses import squared
 from fewstep.distill.methods.scores import Levels
-from fewstep.distill.roles import Swappable
-from fewstep.distill.seeds import generator as seeded
 from fewstep.distill.two_times import average_velocity, two_times
 from fewstep.errors import InputError, bad_value
 

@@ -15,14 +15,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from fewstep.distill.data import PathBatch
-from fewstep.distill.loop import Update
+from fewstep.distill.data.paths import start_from
+from fewstep.distill.data.samples import PathBatch
+from fewstep.distill.engine.loop import Update
+from fewstep.distill.engine.roles import Swappable
 from fewstep.distill.methods.backward import guess, noised
 from fewstep.distill.methods.dmd2 import DMD2
 from fewstep.distill.methods.scm import SCM
 from fewstep.distill.methods.scores import Levels, at_least_one
-from fewstep.distill.paths import start_from
-from fewstep.distill.roles import Swappable
 from fewstep.errors import InputError, bad_value
 
 SAMPLER = "renoise"

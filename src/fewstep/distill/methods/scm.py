@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Schedule
-from fewstep.distill.data import PathBatch
+from fewstep.distill.data.samples import PathBatch
+from fewstep.distill.data.seeds import generator as seeded
+from fewstep.distill.engine.loop import Update
+from fewstep.distill.engine.roles import Swappable
 from fewstep.distill.jvp import Derivative, Function, checked, jvp
-from fewstep.distill.loop import Update
 from fewstep.distill.losses import squared
 from fewstep.distill.methods.consistency import LEVELS, alongside
 from fewstep.distill.methods.scores import Levels
-from fewstep.distill.roles import Swappable
-from fewstep.distill.seeds import generator as seeded
 from fewstep.errors import InputError, bad_value
 
 SAMPLER = "renoise"

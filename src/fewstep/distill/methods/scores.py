@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Schedule, Time
+from fewstep.distill.engine.roles import Swappable
 from fewstep.distill.losses import Distance
 from fewstep.distill.methods.backward import noised
-from fewstep.distill.roles import Swappable
 from fewstep.errors import InputError, bad_value
 
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from fewstep.distill.data import PathBatch
-from fewstep.distill.loop import Update
+from fewstep.distill.data.samples import PathBatch
+from fewstep.distill.engine.loop import Update
+from fewstep.distill.engine.roles import Swappable
 from fewstep.distill.methods.backward import guess
 from fewstep.distill.methods.consistency import Consistency, alongside, flow_time
-from fewstep.distill.roles import Swappable
 from fewstep.errors import InputError, bad_value
 
 SAMPLER = "renoise"
