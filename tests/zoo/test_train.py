@@ -13,7 +13,17 @@ from fewstep.errors import InputError
 from fewstep.zoo.shapes.train import Settings, train
 from fewstep.zoo.steps import Steps
 
-TINY = Settings(scenes=12, vae_steps=2, vae_batch=2, teacher_steps=3, teacher_batch=2, save_every=1, compile=False)
+TINY = Settings(
+    scenes=12,
+    vae_steps=2,
+    vae_batch=2,
+    text_steps=2,
+    text_batch=2,
+    teacher_steps=3,
+    teacher_batch=2,
+    save_every=1,
+    compile=False,
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +85,18 @@ def test_the_weights_are_those_of_the_last_checkpoint(made: Path) -> None:
     assert all(torch.equal(weights[key], value.half()) for key, value in kept["averages"][0].items())
 
 
-def test_a_run_goes_on_from_another_model_and_keeps_the_meaning_of_its_latents(made: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_from_another_model_whose_latents_and_prompts_keep_their_meaning(
+    made: Path, tmp_path: Path
+) -> None:
     first = made / "pipeline"
     second = train(tmp_path / "second", replace(TINY, start=str(first), seed=1))
     before, after = (load_file(folder / "vae" / "diffusion_pytorch_model.safetensors") for folder in (first, second))
     same = {key: torch.equal(before[key], after[key]) for key in before}
     assert all(same[key] for key in same if key.startswith("encoder."))
     assert not all(same[key] for key in same if key.startswith("decoder."))
+    for encoder in ("text_encoder", "text_encoder_2"):
+        before, after = (load_file(folder / encoder / "model.safetensors") for folder in (first, second))
+        assert all(torch.equal(before[key], after[key]) for key in before)
     config = [DiffusionPipeline.from_pretrained(folder).vae.config for folder in (first, second)]
     assert config[0]["scaling_factor"] == config[1]["scaling_factor"]
 

@@ -82,6 +82,7 @@ def train(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps; without it, the best there is.")] = None,
     scenes: Annotated[int | None, typer.Option(help="Pictures to draw for training.")] = None,
     vae_steps: Annotated[int | None, typer.Option(help="Training steps of the autoencoder.")] = None,
+    text_steps: Annotated[int | None, typer.Option(help="Training steps of the text encoders.")] = None,
     teacher_steps: Annotated[int | None, typer.Option(help="Training steps of the diffusion model.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the weights and the order of the data.")] = None,
     start: Annotated[str | None, typer.Option(help="A pipeline to go on from: zoo:NAME or a folder.")] = None,
@@ -93,7 +94,14 @@ def train(
 
     **Example:** `fewstep zoo train shapes --out runs/shapes`
     """
-    given = {"scenes": scenes, "vae_steps": vae_steps, "teacher_steps": teacher_steps, "seed": seed, "start": start}
+    given = {
+        "scenes": scenes,
+        "vae_steps": vae_steps,
+        "text_steps": text_steps,
+        "teacher_steps": teacher_steps,
+        "seed": seed,
+        "start": start,
+    }
     settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     for key in settings.keys() - {"seed", "start"}:
         at_least(1, settings[key], f"--{key.replace('_', '-')}", "fewstep zoo train")

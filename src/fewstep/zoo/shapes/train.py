@@ -44,7 +44,7 @@ class Settings:
     vae_batch: int = 32
     vae_rate: float = 1e-3
     vae_kl: float = 1e-4
-    text_steps: int = 3000
+    text_steps: int = 1000
     text_batch: int = 128
     text_rate: float = 1e-3
     teacher_steps: int = 10_000
@@ -57,7 +57,7 @@ class Settings:
     save_every: int = 100
     compile: bool = True
     seed: int = 0
-    start: str | None = None  # a pipeline to go on from; of its VAE only the decoder is trained further
+    start: str | None = None  # a pipeline to go on from: its decoder and transformer are trained further
 
 
 def train(out: Path, settings: Settings = Settings(), device: str = "cpu") -> Path:
@@ -138,9 +138,14 @@ def _trained_vae(out: Path, settings: Settings, vae: AutoencoderKL, drawn: Pixel
 
 
 def _teach_to_read(out: Path, settings: Settings, pipe: FluxPipeline, device: str) -> None:
-    """From every token of the T5 a linear head must tell what its word is about, from the CLIP's vector another tells
-    it of the first word and of the last. The heads are thrown away; the text encoders do not change after this."""
+    """A linear head tells from every token of the T5 what its word is about, another from the CLIP's vector what the
+    first word is about and the last. The heads are thrown away. After this the text encoders do not change: those of a
+    pipeline that is gone on from stay as they are."""
     parts = (pipe.text_encoder_2, pipe.text_encoder)
+    for part in parts:
+        part.requires_grad_(settings.start is None)
+    if settings.start is not None:
+        return
     tokens, readings = data.prompts(out, settings.scenes), data.readings(out, settings.scenes)
     of_words = nn.Linear(pipe.text_encoder_2.config.d_model, COLUMNS).to(device)
     of_all = nn.Linear(pipe.text_encoder.config.hidden_size, 2 * COLUMNS).to(device)
