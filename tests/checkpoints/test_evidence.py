@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fewstep.checkpoints.evidence import faults_beside, misordered, own_faults, structure
-from fewstep.checkpoints.layouts import FP8_TENSOR, MXFP8, NVFP4
+from fewstep.checkpoints.layouts import FP8_TENSOR, MXFP8, NVFP4, other_nibble_first
 from fewstep.checkpoints.swizzle import swizzle, unswizzle
 from fewstep.numerics.quantized import quantize
 from tests.checkpoints.making import LAYOUTS
@@ -32,7 +32,7 @@ def test_a_right_matrix_has_no_faults(layout: object) -> None:
 
 @pytest.mark.parametrize("layout", [NVFP4, MXFP8], ids=["nvfp4", "mxfp8"])
 def test_a_wrong_order_of_scales_shows_without_the_original(layout: object) -> None:
-    q = quantize(matrix(), layout)  # type: ignore[arg-type]
+    q = quantize(matrix(256, 1024), layout)  # type: ignore[arg-type]
     once = replace(q, scale=swizzle(q.scale))
     assert any("swizzled" in clause for clause in own_faults(once))
     other = replace(q, scale=unswizzle(q.scale, *q.scale.shape))
@@ -49,6 +49,15 @@ def test_a_scale_that_is_wrong_by_a_little_is_seen() -> None:
     q = quantize(matrix(), FP8_TENSOR)
     assert faults_beside(replace(q, scale=q.scale * 1.01), matrix())[0].startswith("its scale is wrong by a factor")
     assert faults_beside(replace(q, scale=q.scale * 1.5), matrix())[0].startswith("it differs from the original")
+
+
+def test_the_common_mistakes_are_named() -> None:
+    q = quantize(matrix(256, 1024), NVFP4)
+    assert "other nibble" in faults_beside(replace(q, codes=other_nibble_first(q.codes)), matrix(256, 1024))[0]
+    assert "too often" in faults_beside(replace(q, scale=swizzle(q.scale)), matrix(256, 1024))[0]
+    assert (
+        "must be swizzled" in faults_beside(replace(q, scale=unswizzle(q.scale, *q.scale.shape)), matrix(256, 1024))[0]
+    )
 
 
 def test_one_wrong_row_is_seen() -> None:

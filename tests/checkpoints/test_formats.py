@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import weakref
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -10,10 +12,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from fewstep.checkpoints.formats import FORMATS, convert, detect, read, write
+from fewstep.checkpoints.formats import FORMATS, assemble_opened, convert, detect, open_checkpoint, read, write
 from fewstep.checkpoints.inspect import inspect
 from fewstep.checkpoints.layouts import FP8_ROW, FP8_TENSOR, INT8_ROW, INT8_TENSOR, MXFP8, NVFP4
-from fewstep.checkpoints.stored import Group, open_stored, write_folder
+from fewstep.checkpoints.stored import Group, Stored, open_stored, write_folder
 from fewstep.checkpoints.verify import verify
 from fewstep.errors import CheckpointError, InputError
 from fewstep.numerics.quantized import Layout
@@ -102,8 +104,6 @@ def test_bfl_is_for_two_families(tmp_path: Path) -> None:
 
 
 def test_parts_of_one_matrix_must_share_their_scale(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     checkpoint, _ = quantized("flux", NVFP4)
     path = "transformer_blocks.0.attn.to_k"
     changed = replace(checkpoint.layers[path], global_scale=torch.tensor(1.0))
@@ -112,8 +112,6 @@ def test_parts_of_one_matrix_must_share_their_scale(tmp_path: Path) -> None:
 
 
 def test_several_schemes_in_one_checkpoint(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     first, original = quantized("flux2", NVFP4)
     second, _ = quantized("flux2", FP8_TENSOR)
     mixed = {path: (second if "single" in path else first).layers[path] for path in first.layers}
@@ -151,6 +149,47 @@ def test_a_file_that_does_not_say_its_model_needs_a_config(tmp_path: Path) -> No
     assert inspect(path).model is None
     config = {**checkpoint.config, "_class_name": checkpoint.model}
     assert differences(checkpoint, read(path, config)) == []
+
+
+@pytest.mark.parametrize("change", [{"quantized_layers": [1]}, {"quant_algo": 3}, {"quantized_layers": {"x": None}}])
+def test_a_config_of_another_shape_is_refused(change: dict[str, object], tmp_path: Path) -> None:
+    path = write(quantized("wan", NVFP4)[0], tmp_path / "x", "modelopt")
+    config = json.loads((path / "config.json").read_text())
+    said = {**config["quantization_config"], "quant_algo": "MIXED_PRECISION", **change}
+    (path / "config.json").write_text(json.dumps({**config, "quantization_config": said}))
+    with pytest.raises(CheckpointError, match=str(path)):
+        read(path)
+
+
+class Counting(Stored):
+    """Keeps count of the bytes that were read and are still held."""
+
+    held, most = 0, 0
+
+    def numbers(self, name: str) -> torch.Tensor:
+        tensor = super().numbers(name)
+        Counting.held += tensor.nbytes
+        Counting.most = max(Counting.most, Counting.held)
+        weakref.finalize(tensor, self.drop, tensor.nbytes)
+        return tensor
+
+    @staticmethod
+    def drop(size: int) -> None:
+        Counting.held -= size
+
+
+@pytest.mark.parametrize("format", ["modelopt", "torchao", "comfy"])
+def test_no_more_than_one_fused_matrix_is_in_memory(format: str, tmp_path: Path) -> None:
+    source = write(quantized("wide", NVFP4)[0], tmp_path / "x", "modelopt")
+    opened = open_checkpoint(source)
+    stored = opened.stored
+    Counting.held = Counting.most = 0
+    checkpoint = assemble_opened(replace(opened, stored=Counting(stored.path, stored.where, stored.metadata)))
+    assert Counting.most == 0
+    write(checkpoint, place(tmp_path, format, "y"), format)
+    largest = max(open_stored(source).shape(name).nbytes for name in open_stored(source).where)
+    assert 0 < Counting.most <= 6 * largest  # q, k, v and the MLP of a single block are one matrix, read together
+    assert Counting.most < sum(stored.shape(name).nbytes for name in stored.where) / 3
 
 
 @pytest.mark.parametrize("name", ["x.pt", "x.ckpt", "x.gguf"])

@@ -16,9 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.checkpoints.checkpoint import Checkpoint
-from fewstep.checkpoints.comfy import other_nibble_first
 from fewstep.checkpoints.formats import FORMATS, write
-from fewstep.checkpoints.layouts import NVFP4
+from fewstep.checkpoints.layouts import NVFP4, other_nibble_first
 from fewstep.checkpoints.stored import WEIGHTS
 from fewstep.checkpoints.swizzle import swizzle, unswizzle
 from fewstep.checkpoints.verify import verify

@@ -23,6 +23,7 @@ from fewstep.checkpoints.layouts import (
     NVFP4,
     is_whole,
     only,
+    other_nibble_first,
     per_tensor_or_row,
     powers_of_two,
     refuse_rest,
@@ -173,11 +174,6 @@ def _linear(scale: Tensor, rows: int, columns: int, tile: int) -> Tensor:
         if rest.any():
             raise ValueError("the padding of its scales is not zero, so they are not swizzled in tiles of 128×4")
     return whole[:rows, :columns].contiguous()
-
-
-def other_nibble_first(packed: Tensor) -> Tensor:
-    """Both halves of every byte in each other's place; its own inverse."""
-    return packed >> 4 | packed << 4
 
 
 def pack(path: str, q: Quantized) -> dict[str, Tensor]:

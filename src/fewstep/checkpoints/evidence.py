@@ -5,10 +5,12 @@ Pure functions of tensors. docs/checkpoints/verify.md says which faults they can
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from fewstep.checkpoints.layouts import is_whole
+from fewstep.checkpoints.layouts import is_whole, other_nibble_first
 from fewstep.checkpoints.swizzle import TILE, swizzle, unswizzle
 from fewstep.numerics.quantized import Quantized, dequantize, quantize
 
@@ -89,7 +91,8 @@ def faults_beside(q: Quantized, original: Tensor, fair: Quantized | None = None)
     mine, right = dequantize(q), dequantize(fair or quantize(x, q.layout))
     error, least = relative(mine - x, x), relative(right - x, x)
     if error > 2 * least + 2e-3:
-        return [f"it differs from the original by {error:.3g}, where right quantization differs by {least:.3g}"]
+        far = f"it differs from the original by {error:.3g}, where right quantization differs by {least:.3g}"
+        return [f"{far}{_cause(q, x, 2 * least + 2e-3)}"]
     size = x.norm(dim=1).clamp(min=1e-6 * float(x.norm()) + 1e-30)
     rows, best = ((value - x).norm(dim=1) / size for value in (mine, right))
     if bool((bad := rows > 3 * best.clamp(min=least) + 2e-2).any()):
@@ -101,6 +104,19 @@ def faults_beside(q: Quantized, original: Tensor, fair: Quantized | None = None)
     if abs(gain - usual) > least**2 + 4 * least / x.numel() ** 0.5 + 1e-3:
         return [f"its scale is wrong by a factor of {1 / gain:.4f}"]
     return []
+
+
+def _cause(q: Quantized, x: Tensor, allowed: float) -> str:
+    """Which common mistake it is, where undoing that makes it right."""
+    grid = tuple(q.scale.shape)
+    ways: dict[str, Quantized] = {}
+    if q.layout.element == "e2m1":
+        ways["the other nibble is the first"] = replace(q, codes=other_nibble_first(q.codes))
+    if q.layout.scale != "float32" and not (grid[0] % TILE[0] or grid[1] % TILE[1]):
+        ways["its scales are swizzled once too often"] = replace(q, scale=unswizzle(q.scale, *grid))
+        ways["its scales must be swizzled"] = replace(q, scale=swizzle(q.scale))
+    found = [clause for clause, other in ways.items() if relative(dequantize(other) - x, x) <= allowed]
+    return f": {found[0]}" if found else ""
 
 
 def largest_block_scale(q: Quantized) -> float:

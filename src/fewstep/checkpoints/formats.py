@@ -134,7 +134,12 @@ def open_checkpoint(path: str | Path, config: Source | None = None) -> Opened:
     place = _there(path)
     stored, said = open_stored(place), _config_of(place)
     format = FORMATS[_detect(stored, said)]
-    parsed = format.parse(stored, said)
+    try:
+        parsed = format.parse(stored, said)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # JSON of another shape than the format's
+        raise CheckpointError(
+            f"{place}: its header or config.json is not as the format {format.name} has it."
+        ) from error
     if config is not None:
         model: Mapping[str, Any] | None = read_config(config)
     elif CLASS in said:

@@ -94,6 +94,11 @@ def refuse_rest(stored: Stored, used: set[str], suffixes: tuple[str, ...]) -> No
             )
 
 
+def other_nibble_first(packed: Tensor) -> Tensor:
+    """Both halves of every byte in each other's place; its own inverse."""
+    return packed >> 4 | packed << 4
+
+
 def is_whole(q: Quantized) -> bool:
     """Whether one scale serves the whole matrix."""
     return q.layout.block == (WHOLE, WHOLE)

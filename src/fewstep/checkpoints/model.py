@@ -25,12 +25,14 @@ class Expected:
         config: as in `config.json`.
         shapes: name of a tensor -> its shape.
         linears: paths of the linear layers.
+        floating: names of the tensors that hold no integers.
     """
 
     model: str
     config: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
     linears: frozenset[str]
+    floating: frozenset[str]
 
 
 def expected(config: Mapping[str, Any]) -> Expected:
@@ -53,8 +55,9 @@ def expected(config: Mapping[str, Any]) -> Expected:
     except Exception as error:  # whatever a constructor says to numbers that don't fit
         raise InputError(f"The config is no whole {name}: {error}.") from error
     linears = frozenset(path for path, part in model.named_modules() if isinstance(part, nn.Linear))
-    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    return Expected(name, plain, shapes, linears)
+    state = model.state_dict()
+    floating = frozenset(key for key, tensor in state.items() if tensor.is_floating_point())
+    return Expected(name, plain, {key: tuple(tensor.shape) for key, tensor in state.items()}, linears, floating)
 
 
 def read_config(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:

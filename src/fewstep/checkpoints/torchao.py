@@ -44,6 +44,8 @@ CLASSES: dict[Layout, str] = {
     MXFP8: "MXTensor",
 }
 
+CODES = {name: layout.format.dtype for layout, name in CLASSES.items()}
+
 
 def _typed(name: str, data: Any, version: int | None = None) -> dict[str, Any]:
     return {"_type": name, **({} if version is None else {"_version": version}), "_data": data}
@@ -108,9 +110,9 @@ def parse(stored: Stored, config: Mapping[str, Any]) -> Parsed:
                 f"{', '.join(dict.fromkeys(CLASSES.values()))}."
             )
         parts = {part: f"{path}._{leaf}_{part}" for part in said.get("_tensor_data_names", ())}
-        for part in parts.values():
-            if part not in stored.where:
-                raise CheckpointError(f"{stored.path}: the layer {path} must have the tensor {part}; it has none.")
+        for part in {**dict.fromkeys(("qdata", "scale")), **parts}:
+            if parts.get(part) not in stored.where:
+                raise CheckpointError(f"{stored.path}: the layer {path} must have the part {part}; it has none.")
         layers[path] = StoredLayer(said["_type"], tuple(parts.values()), partial(make, said, parts))
         used |= set(parts.values())
     refuse_rest(stored, used, ("",))
@@ -132,7 +134,10 @@ def make(said: Mapping[str, Any], parts: Mapping[str, str], get: Get, shape: Sha
     data = said["_data"]
     tensors = {part: get(name) for part, name in parts.items()}
     codes, scale = tensors.pop("qdata"), tensors.pop("scale")
-    if not tensors.pop("zero_point", torch.zeros(1, device="meta")).is_meta and _nonzero(get, parts):
+    if codes.dtype != CODES[said["_type"]]:
+        raise ValueError(f"its codes are {codes.dtype}, a {said['_type']} has {CODES[said['_type']]}")
+    zero = tensors.pop("zero_point", None)
+    if zero is not None and not zero.is_meta and zero.any():
         raise ValueError("its zero points are not 0; fewstep reads symmetric ones")
     second, given = tensors.pop("per_tensor_scale", None), tensors.pop("act_per_tensor_scale", None)
     if tensors:
@@ -157,10 +162,6 @@ def make(said: Mapping[str, Any], parts: Mapping[str, str], get: Get, shape: Sha
     if list(data.get("block_size") or [high, wide]) != [high, wide]:
         raise ValueError(f"the header says blocks of {data['block_size']}, its scales are for {[high, wide]}")
     return Quantized(layout, codes, grid)
-
-
-def _nonzero(get: Get, parts: Mapping[str, str]) -> bool:
-    return bool(get(parts["zero_point"]).any())
 
 
 def pack(path: str, q: Quantized) -> dict[str, Tensor]:

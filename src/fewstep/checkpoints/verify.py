@@ -97,8 +97,10 @@ def _misfits(checkpoint: Checkpoint, model: Expected) -> Iterator[str]:
         elif name in weights:
             if weights[name] not in model.linears:
                 yield f"the layer {weights[name]} is quantized, but is no linear layer of {model.model}"
-        elif (shape := tuple(plain_outline(checkpoint.plain, name).shape)) != model.shapes[name]:
-            yield f"the tensor {name} is {shape}, in {model.model} it is {model.shapes[name]}"
+        elif tuple((tensor := plain_outline(checkpoint.plain, name)).shape) != model.shapes[name]:
+            yield f"the tensor {name} is {tuple(tensor.shape)}, in {model.model} it is {model.shapes[name]}"
+        elif tensor.is_floating_point() != (name in model.floating):
+            yield f"the tensor {name} is {tensor.dtype}, in {model.model} it is of another kind"
 
 
 def _of_numbers(checkpoint: Checkpoint, originals: Mapping[str, Tensor] | None) -> tuple[list[str], list[str]]:
