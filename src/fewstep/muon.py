@@ -6,7 +6,7 @@ slower than float32, and it iterates on the long side of a matrix. Here everythi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -51,36 +51,47 @@ class Muon(Optimizer):
         if closure is not None:
             raise ValueError("Muon takes no closure.")
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._move(p, p.grad, group)
+            moved = [p for p in group["params"] if p.grad is not None]
+            ways = orthogonal([self._lead(p, group["momentum"]) for p in moved])
+            for p, way in zip(moved, ways, strict=True):
+                rows, columns = p.shape
+                scale = 0.2 * max(rows, columns) ** 0.5 if group["like_adamw"] else max(1.0, rows / columns) ** 0.5
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(way, alpha=-group["lr"] * scale)
 
-    def _move(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        momentum = self.state[p].setdefault("momentum", torch.zeros_like(grad))
-        momentum.lerp_(grad, 1 - group["momentum"])
-        way = orthogonal(grad.lerp(momentum, group["momentum"]))
-        rows, columns = p.shape
-        scale = 0.2 * max(rows, columns) ** 0.5 if group["like_adamw"] else max(1.0, rows / columns) ** 0.5
-        p.mul_(1 - group["lr"] * group["weight_decay"])
-        p.add_(way, alpha=-group["lr"] * scale)
+    def _lead(self, p: Tensor, keep: float) -> Tensor:
+        """The gradient's running mean with Nesterov's look ahead."""
+        assert p.grad is not None
+        momentum = self.state[p].setdefault("momentum", torch.zeros_like(p.grad))
+        momentum.lerp_(p.grad, 1 - keep)
+        return p.grad.lerp(momentum, keep)
 
 
-def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
-    """About U·Vᵀ of `matrix` = U·S·Vᵀ: singular values land between 0.7 and 1.2, which is as good as 1 here.
+def orthogonal(matrices: Sequence[Tensor], rounds: int = 5) -> list[Tensor]:
+    """About U·Vᵀ of each matrix U·S·Vᵀ: singular values land between 0.7 and 1.2, which is as good as 1 here.
 
     Newton–Schulz: X ← (a + b·G + c·G²)·X with G = X·Xᵀ. Every factor is a polynomial in the first G, so they commute,
-    and only the small square matrices G and Q are iterated; X is multiplied once, at the end.
+    and only the small square matrices G and Q are iterated, those of one size together; X is multiplied once, at the
+    end.
     """
-    x = matrix.float()
-    if x.shape[0] > x.shape[1]:
-        return orthogonal(x.T, rounds).T
+    wide = [(m.T if m.shape[0] > m.shape[1] else m).float() for m in matrices]
+    wide = [x / x.norm().clamp(min=1e-7) for x in wide]
+    made: list[Tensor] = list(wide)
+    for side in {len(x) for x in wide}:
+        same = [i for i, x in enumerate(wide) if len(x) == side]
+        for i, q in zip(same, _polynomial(torch.stack([wide[i] @ wide[i].T for i in same]), rounds), strict=True):
+            made[i] = q @ wide[i]
+    return [x.T if m.shape[0] > m.shape[1] else x for m, x in zip(matrices, made, strict=True)]
+
+
+def _polynomial(gram: Tensor, rounds: int) -> Tensor:
+    """Q with Q·X the matrix after `rounds` rounds, for a batch of G = X·Xᵀ, (n, side, side)."""
     a, b, c = COEFFICIENTS
-    x = x / x.norm().clamp(min=1e-7)
-    gram = x @ x.T
-    eye = torch.eye(len(gram), dtype=x.dtype, device=x.device)
-    q = eye
-    for _ in range(rounds):
-        factor = a * eye + b * gram + c * (gram @ gram)
-        q, gram = factor @ q, factor @ factor @ gram
-    result: Tensor = q @ x
-    return result
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    q: Tensor | None = None
+    for left in reversed(range(rounds)):
+        factor = torch.baddbmm(a * eye + b * gram, gram, gram, alpha=c)
+        q = factor if q is None else factor @ q
+        if left:
+            gram = factor @ (factor @ gram)
+    return eye.expand_as(gram) if q is None else q
