@@ -31,7 +31,7 @@ def calibrate(pipe: Any, *calls: Mapping[str, Any]) -> Calibration:
     watch = StackWatch(model, recorder).install()
     try:
         for call in calls:
-            _run(pipe, call)
+            run_quietly(pipe, call)
             watch.forget()
     finally:
         watch.remove()
@@ -39,7 +39,8 @@ def calibrate(pipe: Any, *calls: Mapping[str, Any]) -> Calibration:
     return Calibration(signature(model, calls[0]), tuple(recorder.changes), {"runs": len(calls), "steps": steps})
 
 
-def _run(pipe: Any, call: Mapping[str, Any]) -> None:
+def run_quietly(pipe: Any, call: Mapping[str, Any]) -> None:
+    """Call the pipeline for what its denoisers do: nothing is decoded, nobody is told, no random state moves on."""
     quiet = {name: value for name, value in call.items() if name not in CALLBACKS}
     generators = _generators(call.get("generator"))
     states = [generator.get_state() for generator in generators]

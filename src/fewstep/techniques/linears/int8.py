@@ -1,7 +1,7 @@
-"""Linear layers with 8-bit weights: one of our own for CPUs, torchao's for GPUs.
+"""A linear layer with INT8 products for CPUs.
 
-Why our own: torchao's INT8 product on a CPU is written for a compiler. Run eagerly it converts activations in several
-passes over memory, and compiled with bfloat16 activations it leaves the 8-bit units. torch's
+Why one of our own: torchao's INT8 product on a CPU is written for a compiler. Run eagerly it converts activations in
+several passes over memory, and compiled with bfloat16 activations it leaves the 8-bit units. torch's
 `quantized::linear_dynamic` (FBGEMM) converts, multiplies and rescales in one kernel. It takes float32; as an opaque
 operator it is right in bfloat16, eager and compiled alike. `docs/techniques/quantize.md` has the measurements.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.calibrate.signature import plain_tensors
+from fewstep.techniques.linears.emulated import shape_of
 
 _packed: dict[int, Any] = {}  # slot -> weights in the kernel's own layout, which no tensor can hold
 _slots = itertools.count()
@@ -48,6 +48,7 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight = shape_of(linear)
         number = next(_slots)
         _packed[number] = pack(linear)
         weakref.finalize(self, _packed.pop, number)
@@ -89,31 +90,9 @@ def pack(linear: nn.Linear) -> Any:
     return torch.ops.quantized.linear_prepack(quantized, bias)
 
 
-def torchao_linear(linear: nn.Linear, scheme: str) -> nn.Linear:
-    """A layer beside `linear`, with torchao's 8-bit weights; `linear` itself keeps its own."""
-    from torchao.quantization import (
-        Float8DynamicActivationFloat8WeightConfig,
-        Int8DynamicActivationInt8WeightConfig,
-        PerRow,
-        PerTensor,
-        quantize_,
-    )
-
-    # Scales per row exist for bfloat16 weights only.
-    granularity = PerRow() if linear.weight.dtype == torch.bfloat16 else PerTensor()
-    config = (
-        Int8DynamicActivationInt8WeightConfig()
-        if scheme == "int8-dynamic"
-        else Float8DynamicActivationFloat8WeightConfig(granularity=granularity)
-    )
-    beside = nn.Linear(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-    beside.weight, beside.bias = linear.weight, linear.bias
-    quantize_(beside, config)
-    return beside
-
-
-def stored_bytes(layer: nn.Module) -> int:
-    """Bytes of a layer's weights as they are stored, those inside torchao's tensors counted."""
-    if isinstance(layer, Int8Linear):
-        return layer.stored_bytes
-    return sum(inner.nbytes for weight in layer.parameters() for inner in plain_tensors(weight))
+def rounded_input(x: Tensor) -> Tensor:
+    """`x` as the kernel sees it, in float32: 8 bits without sign, one scale and zero point for the whole tensor."""
+    low, high = x.float().amin().clamp(max=0), x.float().amax().clamp(min=0)
+    step = torch.where(high > low, (high - low) / 255, 1.0)
+    zero = (-low / step).round()
+    return ((x.float() / step).round() + zero).clamp(0, 255).sub(zero) * step
