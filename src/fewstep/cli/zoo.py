@@ -86,6 +86,9 @@ def train(
     teacher_steps: Annotated[int | None, typer.Option(help="Training steps of the diffusion model.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the weights and the order of the data.")] = None,
     start: Annotated[str | None, typer.Option(help="A pipeline to go on from: zoo:NAME or a folder.")] = None,
+    new_text: Annotated[
+        bool, typer.Option("--new-text", help="With --start: teach new text encoders to read, in place of its own.")
+    ] = False,
 ) -> None:
     """Train a zoo model from nothing, or on from one that is there.
 
@@ -101,10 +104,13 @@ def train(
         "teacher_steps": teacher_steps,
         "seed": seed,
         "start": start,
+        "new_text": new_text,
     }
     settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    for key in settings.keys() - {"seed", "start"}:
+    for key in settings.keys() - {"seed", "start", "new_text"}:
         at_least(1, settings[key], f"--{key.replace('_', '-')}", "fewstep zoo train")
+    if new_text and start is None:
+        raise InputError("--new-text says what to replace in the pipeline that --start names, and there is no --start.")
     if (model := name.removeprefix("zoo:")) not in TRAINED:
         raise InputError(bad_value("NAME", "fewstep zoo train", f"one of {', '.join(TRAINED)}", model))
     with working():

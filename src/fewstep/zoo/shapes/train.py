@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ from fewstep.models.manifest import Manifest
 from fewstep.muon import Muon
 from fewstep.zoo.shapes import data
 from fewstep.zoo.shapes.data import WORDINGS, Latents, Pixels, as_images, as_tokens
-from fewstep.zoo.shapes.pipeline import CALL, PROMPT_TOKENS, build_pipeline
+from fewstep.zoo.shapes.pipeline import CALL, PROMPT_TOKENS, SHIFT, build_pipeline
 from fewstep.zoo.shapes.reading import COLUMNS, misread
 from fewstep.zoo.shapes.scenes import IMAGE_SIZE
 from fewstep.zoo.steps import Steps
 
+TEXT_ENCODERS = ("text_encoder_2", "text_encoder")  # the T5, whose tokens are read, and the CLIP
 DECAY_FROM = 0.5  # of the teacher's steps: from there on the rates fall
 
 
@@ -58,6 +60,7 @@ class Settings:
     compile: bool = True
     seed: int = 0
     start: str | None = None  # a pipeline to go on from: its decoder and transformer are trained further
+    new_text: bool = False  # with `start`: text encoders with fresh weights learn to read in place of its own
 
 
 def train(out: Path, settings: Settings = Settings(), device: str = "cpu") -> Path:
@@ -92,7 +95,7 @@ def _start(settings: Settings) -> FluxPipeline:
         return pipe
     begun = load(settings.start)
     for name, own in pipe.components.items():
-        if not isinstance(own, nn.Module):
+        if not isinstance(own, nn.Module) or (settings.new_text and name in TEXT_ENCODERS):
             continue
         sizes = {key: value.shape for key, value in own.state_dict().items()}
         other = getattr(begun, name, None)
@@ -140,11 +143,12 @@ def _trained_vae(out: Path, settings: Settings, vae: AutoencoderKL, drawn: Pixel
 def _teach_to_read(out: Path, settings: Settings, pipe: FluxPipeline, device: str) -> None:
     """A linear head tells from every token of the T5 what its word is about, another from the CLIP's vector what the
     first word is about and the last. The heads are thrown away. After this the text encoders do not change: those of a
-    pipeline that is gone on from stay as they are."""
-    parts = (pipe.text_encoder_2, pipe.text_encoder)
+    pipeline that is gone on from stay as they are, unless `new_text`."""
+    parts = [getattr(pipe, name) for name in TEXT_ENCODERS]
+    taught = settings.start is None or settings.new_text
     for part in parts:
-        part.requires_grad_(settings.start is None)
-    if settings.start is not None:
+        part.requires_grad_(taught)
+    if not taught:
         return
     tokens, readings = data.prompts(out, settings.scenes), data.readings(out, settings.scenes)
     of_words = nn.Linear(pipe.text_encoder_2.config.d_model, COLUMNS).to(device)
@@ -175,6 +179,7 @@ def _teach_to_read(out: Path, settings: Settings, pipe: FluxPipeline, device: st
 def _trained_pipeline(out: Path, settings: Settings, pipe: FluxPipeline, latents: Latents, device: str) -> Path:
     """Flow matching (arXiv 2210.02747): the transformer predicts v = noise − x0 at x_t = (1 − t)·x0 + t·noise.
 
+    Noise levels are logit-normal around the middle of the times that sampling takes (arXiv 2403.03206, section 3.1).
     At first it must also tell from its middle what the clean picture shows (`layout`), by a linear head that is thrown
     away: the objects come out earlier so.
     """
@@ -202,7 +207,7 @@ def _trained_pipeline(out: Path, settings: Settings, pipe: FluxPipeline, latents
         dropped = torch.from_numpy(rng.random(len(rows)) < settings.prompt_dropout).to(device)
         ids = torch.where(dropped[:, None], empty, ids).long()
         noise = torch.randn(x0.shape, generator=noise_rng, device=device)
-        t = torch.sigmoid(torch.randn(len(rows), generator=noise_rng, device=device))
+        t = torch.sigmoid(torch.randn(len(rows), generator=noise_rng, device=device) + log(SHIFT))
         x_t = torch.lerp(x0, noise, t[:, None, None])
         with _autocast(device):
             v, middle = predict(x_t, ids, t)
