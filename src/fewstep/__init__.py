@@ -14,9 +14,9 @@ from fewstep.errors import FewstepError
 
 if TYPE_CHECKING:
     from fewstep.accelerate import Accelerated, accelerate
+    from fewstep.checkpoints.load import load
     from fewstep.diffusion.schedule import Schedule
     from fewstep.machine import Machine
-    from fewstep.models.load import load
     from fewstep.models.trace import TracedDenoiser, trace
     from fewstep.recipe import Recipe
     from fewstep.techniques.base import Technique
@@ -59,7 +59,7 @@ _HOME = {
     "TeaCache": "techniques.teacache",
     "Technique": "techniques.base",
     "TracedDenoiser": "models.trace",
-    "load": "models.load",
+    "load": "checkpoints.load",
     "trace": "models.trace",
 }
 

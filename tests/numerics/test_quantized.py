@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fewstep.errors import InputError
-from fewstep.numerics.quantized import WHOLE, Layout, Quantized, dequantize, fake, quantize
-from fewstep.numerics.schemes import SCHEMES
+from fewstep.numerics.quantized import WHOLE, Layout, Quantized, dequantize, fake, outline, quantize
+from fewstep.numerics.schemes import SCHEMES, Scheme
 
 LAYOUTS = {scheme.weight for scheme in SCHEMES.values()} | {s.input for s in SCHEMES.values() if s.input}
 NVFP4 = SCHEMES["nvfp4"].weight
@@ -66,11 +66,22 @@ def test_power_of_two_scales_never_cut_a_value_off() -> None:
     assert quantize(torch.full((1, 32), 449.0), layout).scale.float().item() == 2.0
 
 
-def test_a_global_scale_can_be_shared() -> None:
-    shared = torch.tensor(0.01)
-    made = quantize(weights(), NVFP4, shared)
-    assert made.global_scale is shared
-    assert made.faults() == []
+@pytest.mark.parametrize("layout", [NVFP4, Layout("e4m3", (WHOLE, WHOLE)), Layout("int8", (WHOLE, WHOLE))])
+def test_matrices_can_share_the_scale_of_the_whole(layout: Layout) -> None:
+    low, high = weights(), 3 * weights()
+    amax = high.abs().amax()
+    together = quantize(torch.cat((low, high)), layout)
+    parts = [quantize(x, layout, amax) for x in (low, high)]
+    assert torch.equal(torch.cat([part.codes.view(torch.uint8) for part in parts]), together.codes.view(torch.uint8))
+    assert torch.equal(torch.cat([dequantize(part) for part in parts]), dequantize(together))
+    assert all(part.faults() == [] for part in parts)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=list(SCHEMES))
+def test_an_outline_is_what_is_made_without_its_numbers(scheme: Scheme) -> None:
+    made, drawn = quantize(weights(), scheme.weight), outline(scheme.weight, tuple(weights().shape))
+    for a, b in ((made.codes, drawn.codes), (made.scale, drawn.scale), (made.global_scale, drawn.global_scale)):
+        assert (a is None and b is None) or (a.shape, a.dtype, b.is_meta) == (b.shape, b.dtype, True)
 
 
 def test_blocks_that_do_not_divide_are_refused() -> None:

@@ -11,8 +11,8 @@ from fewstep.bench.candidates import Candidate, check_prompts, label
 from fewstep.bench.publish import publish
 from fewstep.bench.report.schema import Report
 from fewstep.bench.waterfall import Plan
+from fewstep.checkpoints.load import load
 from fewstep.errors import InputError, bad_value
-from fewstep.models.load import load
 from fewstep.models.manifest import manifest_of
 from fewstep.recipe import Recipe
 from fewstep.zoo.tasks import task as find_task

@@ -17,6 +17,11 @@ Get = Callable[[str], Tensor]
 Make = Callable[[Get], T]
 
 
+def as_stored(name: str) -> Make[Tensor]:
+    """The stored tensor of that name, as it is."""
+    return lambda get: get(name)
+
+
 class Lazy(Mapping[str, T], Generic[T]):
     """Values that are made from stored tensors when they are asked for, and forgotten again.
 

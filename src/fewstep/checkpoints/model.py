@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from fewstep.errors import CheckpointError, InputError
@@ -35,29 +34,45 @@ class Expected:
     floating: frozenset[str]
 
 
-def expected(config: Mapping[str, Any]) -> Expected:
-    """The model of a config, built on the meta device; takes no memory whatever its size.
+def empty(config: Mapping[str, Any]) -> nn.Module:
+    """The model of a config, its weights on the meta device: it takes no memory whatever its size.
+
+    Tables that are no weights, such as those of rotary embeddings, have their numbers.
 
     Raises:
         InputError: diffusers has no such class, or the config is not one of it.
     """
     import diffusers
+    from accelerate import init_empty_weights
 
     name = config.get(CLASS)
     kind: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
-    known = isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)
-    if not (known and isinstance(name, str)):
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
         raise InputError(f"The {CLASS!r} of the model's config must be a model class of diffusers. Got {name!r}.")
-    plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    made: Any = kind
     try:
-        with torch.device("meta"):
-            model = kind.from_config(plain)
+        with init_empty_weights(include_buffers=False):
+            model: nn.Module = made.from_config(without_quantization(config))
     except Exception as error:  # whatever a constructor says to numbers that don't fit
         raise InputError(f"The config is no whole {name}: {error}.") from error
+    return model
+
+
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "quantization_config"}
+
+
+def expected(config: Mapping[str, Any]) -> Expected:
+    """What the model of a config must have.
+
+    Raises: as `empty`.
+    """
+    model = empty(config)
     linears = frozenset(path for path, part in model.named_modules() if isinstance(part, nn.Linear))
     state = model.state_dict()
     floating = frozenset(key for key, tensor in state.items() if tensor.is_floating_point())
-    return Expected(name, plain, {key: tuple(tensor.shape) for key, tensor in state.items()}, linears, floating)
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    return Expected(str(config[CLASS]), without_quantization(config), shapes, linears, floating)
 
 
 def read_config(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from fewstep.checkpoints.checkpoint import (
     Get,
     Lazy,
     Make,
+    as_stored,
     layer_outline,
     plain_outline,
     stack_rows,
@@ -81,7 +82,7 @@ def assemble(stored: Stored, parsed: Parsed, model: Expected, rules: tuple[Rule,
     for path, name in parsed.plain.items():
         place = _ours(stored.path, path, rules)
         if len(place.ours) == 1 and not place.swap:
-            plain[place.ours[0] + place.leaf] = partial(_tensor, name)
+            plain[place.ours[0] + place.leaf] = as_stored(name)
             continue
         rows, _ = _sides(stored.path, path, place, model, place.leaf)
         _has_rows(stored, path, name, sum(rows))
@@ -113,10 +114,6 @@ def _layer(
 def _swapped(q: Quantized) -> Quantized:
     half = q.shape[0] // 2
     return stack_rows([take_rows(q, half, 2 * half), take_rows(q, 0, half)])
-
-
-def _tensor(name: str, get: Get) -> Tensor:
-    return get(name)
 
 
 def _rows(name: str, swap: bool, start: int, stop: int, get: Get) -> Tensor:

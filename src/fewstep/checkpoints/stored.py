@@ -62,6 +62,11 @@ class Stored:
             raise CheckpointError(f"{self.path}: the tensor {name} is of type {kind}, which no known format has.")
         return torch.empty(part.get_shape(), dtype=DTYPES[kind], device="meta")
 
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors, from the headers alone."""
+        return sum(self.shape(name).nbytes for name in self.where)
+
 
 def open_stored(path: Path) -> Stored:
     """Open a safetensors file, or all those of a folder; reads no numbers.

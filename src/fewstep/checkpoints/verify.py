@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.checkpoints.checkpoint import Checkpoint, Get, Lazy, Make, plain_outline, take_rows
+from fewstep.checkpoints.checkpoint import Checkpoint, Lazy, as_stored, plain_outline, take_rows
 from fewstep.checkpoints.evidence import faults_beside, is_one, largest_block_scale, own_faults, relative
 from fewstep.checkpoints.families import ORIGINAL_NAMES, from_ours
 from fewstep.checkpoints.formats import Source, assemble_opened, open_checkpoint
 from fewstep.checkpoints.model import Expected, expected
-from fewstep.checkpoints.stored import Stored, open_stored
+from fewstep.checkpoints.stored import open_stored
 from fewstep.errors import CheckpointError, InputError
 from fewstep.numerics.quantized import Quantized, quantize
 
@@ -66,7 +65,7 @@ def verify(
         config = original
     opened = open_checkpoint(path, config)
     checkpoint = assemble_opened(opened)
-    faults = list(_misfits(checkpoint, expected(opened.config or {})))
+    faults = list(misfits(checkpoint, expected(opened.config or {})))
     warnings = list(opened.parsed.warnings)
     if not faults:
         originals = None if original is None else _originals(original)
@@ -84,7 +83,7 @@ def verify(
     )
 
 
-def _misfits(checkpoint: Checkpoint, model: Expected) -> Iterator[str]:
+def misfits(checkpoint: Checkpoint, model: Expected) -> Iterator[str]:
     """Names and shapes that are not the model's."""
     weights = {f"{path}.weight": path for path in checkpoint.layers}
     there = {*checkpoint.plain, *weights}
@@ -181,13 +180,4 @@ def _originals(original: str | Path | Mapping[str, Tensor]) -> Mapping[str, Tens
     stored = open_stored(inside if inside.is_dir() else place) if place.exists() else None
     if stored is None:
         raise InputError(f"There is no folder {place}: name the diffusers folder that the checkpoint was made from.")
-    return _by_name(stored)
-
-
-def _by_name(stored: Stored) -> Mapping[str, Tensor]:
-    makes: dict[str, Make[Tensor]] = {name: partial(_stored, name) for name in stored.where}
-    return Lazy(makes, stored.numbers, stored.shape)
-
-
-def _stored(name: str, get: Get) -> Tensor:
-    return get(name)
+    return Lazy({name: as_stored(name) for name in stored.where}, stored.numbers, stored.shape)

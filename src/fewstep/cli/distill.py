@@ -89,8 +89,8 @@ def train(
         _rehearse(job, as_json)
         return
     with working():
+        from fewstep.checkpoints.load import load
         from fewstep.distill.run import distill
-        from fewstep.models.load import load
 
         score = job.prompts.score if isinstance(job.prompts, TaskPrompts) else None
         folder = distill(load(job.teacher).to(device_here(None)), job, score=score)
@@ -138,7 +138,7 @@ def _rehearse(job: Job, as_json: bool) -> None:
 
     with working():
         from fewstep.bench.rehearsal import rehearse
-        from fewstep.models.load import load
+        from fewstep.checkpoints.load import load
 
         found = rehearse(load(job.teacher).to(device_here(None)), job)
     if as_json:

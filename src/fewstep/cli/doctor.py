@@ -59,7 +59,7 @@ def machine_facts(machine: Machine) -> dict[str, Any]:
 
 
 def _fitting(source: str, machine: Machine) -> list[dict[str, Any]]:
-    from fewstep.models.load import load
+    from fewstep.checkpoints.load import load
     from fewstep.models.model import Model
     from fewstep.techniques import TECHNIQUES
 

@@ -45,7 +45,7 @@ def generate(
 
 
 def _draw(model: str, prompt: str, recipe: str | None, steps: int | None, seed: int, out: Path) -> dict[str, Any]:
-    from fewstep.models.load import load, resolve
+    from fewstep.models.load import resolve
 
     resolve(model)  # first: a wrong name is told before anything heavy is imported
     plan = recipe_of(recipe)
@@ -53,6 +53,7 @@ def _draw(model: str, prompt: str, recipe: str | None, steps: int | None, seed: 
     import torch
 
     from fewstep.accelerate import accelerate
+    from fewstep.checkpoints.load import load
 
     fast = accelerate(load(model).to(device_here(None)), plan)
     call: dict[str, Any] = {"prompt": prompt, "generator": torch.Generator("cpu").manual_seed(seed)}

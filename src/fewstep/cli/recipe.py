@@ -81,8 +81,8 @@ def check(
 
 
 def _problems(source: str, model: str) -> list[str]:
+    from fewstep.checkpoints.load import load
     from fewstep.machine import Machine
-    from fewstep.models.load import load
     from fewstep.models.model import Model
 
     try:

@@ -127,7 +127,7 @@ def _score(name: str, steps: int | None, prompts: int, seed: int, recipe: str | 
     own_steps = info(name).steps  # first: a wrong name is told before anything heavy is imported
 
     from fewstep.accelerate import accelerate
-    from fewstep.models.load import load
+    from fewstep.checkpoints.load import load
     from fewstep.zoo.evaluate import evaluate
     from fewstep.zoo.tasks import task
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +46,7 @@ def load(source: str | Path, **kwargs: Any) -> DiffusionPipeline:
     if isinstance(place, str):
         return _from_pretrained(DiffusionPipeline, place, kwargs)
     manifest = Manifest.read(place)
-    parts = _component_folders(place, manifest)
-    for folder in parts.values():
+    for folder in component_folders(place).values():
         _check_weights(folder)
     with _assembled(place, manifest) as whole:
         pipe = _from_pretrained(DiffusionPipeline, str(whole), kwargs)
@@ -124,11 +125,15 @@ def _from_pretrained(pipeline_class: Any, place: str, kwargs: dict[str, Any]) ->
     return pipe
 
 
-def _component_folders(folder: Path, manifest: Manifest | None) -> dict[str, Path]:
-    """Component -> the folder that holds it, here or shared."""
+def component_folders(folder: Path) -> dict[str, Path]:
+    """Component of the pipeline in `folder` -> the folder that holds it, here or shared with another pipeline.
+
+    Raises:
+        InputError: no pipeline, or a component without a folder.
+    """
     if not (folder / INDEX).exists():
         raise InputError(f"The folder {folder} is no diffusers pipeline: it has no {INDEX}.")
-    index = read_json(folder / INDEX)
+    index, manifest = read_json(folder / INDEX), Manifest.read(folder)
     shares = manifest.shares if manifest else {}
     parts = {
         name: (folder / shares.get(name, name)).resolve()
@@ -139,6 +144,21 @@ def _component_folders(folder: Path, manifest: Manifest | None) -> dict[str, Pat
         if not part.is_dir():
             raise InputError(f"The pipeline in {folder} lacks its component {name!r}: there is no folder {part}.")
     return parts
+
+
+def copy_pipeline(source: Path, target: Path, but: Collection[str] = ()) -> None:
+    """Copy a pipeline's folder with its shared components filled in, all components `but` some, to the new `target`.
+
+    Raises:
+        InputError: no pipeline, or a component without a folder.
+    """
+    parts = component_folders(source)
+    target.mkdir()
+    for name in parts.keys() - set(but):
+        shutil.copytree(parts[name], target / name)
+    shutil.copy(source / INDEX, target / INDEX)
+    if manifest := Manifest.read(source):
+        replace(manifest, shares={}).write(target)
 
 
 def _check_weights(folder: Path) -> None:

@@ -124,30 +124,44 @@ SCALE_TYPES: dict[ScaleKind, torch.dtype] = {
 }
 
 
-def quantize(x: Tensor, layout: Layout, global_scale: Tensor | None = None) -> Quantized:
+def quantize(x: Tensor, layout: Layout, amax: Tensor | None = None) -> Quantized:
     """`x` (rows, columns) in `layout`, its scales taken from its largest values.
 
     Args:
-        global_scale: for `e4m3` scales; without it, what takes the largest |x| to the largest value that there is
-            (amax / (448 · 6) for NVFP4). Layers that a kernel fuses must share one.
+        amax: the largest |x| from which a scale of the whole tensor is taken (that of a `WHOLE` matrix, and the global
+            one of `e4m3` scales: amax / (448 · 6) for NVFP4); without it, that of `x`. Layers that a kernel fuses must
+            share one.
 
     Raises:
         InputError: the blocks don't divide `x`.
     """
     blocks = _blocked(x.float(), layout)
-    amax = blocks.abs().amax((1, 3))
+    each = blocks.abs().amax((1, 3))
     largest = layout.format.largest
+    global_scale: Tensor | None = None
     if layout.scale == "e8m0":
-        scale = _power_of_two(amax / largest)
+        scale = _power_of_two(each / largest)
     elif layout.scale == "e4m3":
-        if global_scale is None:
-            global_scale = _not_zero(amax.amax() / (largest * E4M3.largest))
-        scale = (amax / (largest * global_scale)).clamp(2.0**-9, E4M3.largest).to(torch.float8_e4m3fn)
+        global_scale = _not_zero((each.amax() if amax is None else amax.float()) / (largest * E4M3.largest))
+        scale = (each / (largest * global_scale)).clamp(2.0**-9, E4M3.largest).to(torch.float8_e4m3fn)
     else:
-        scale = _not_zero(amax / largest)
+        beside = each if amax is None or layout.block != (WHOLE, WHOLE) else amax.float().reshape(1, 1)
+        scale = _not_zero(beside / largest)
     whole = scale.float() if global_scale is None else scale.float() * global_scale
     values = _unblocked(blocks / whole[:, None, :, None])
     return Quantized(layout, layout.format.encode(values), scale, global_scale)
+
+
+def outline(layout: Layout, shape: tuple[int, int]) -> Quantized:
+    """What `quantize` makes of a matrix of `shape`, on the meta device.
+
+    Raises:
+        InputError: the blocks don't divide it.
+    """
+    grid, element = layout.grid(shape), layout.format
+    codes = torch.empty(shape[0], shape[1] * element.bits // 8, dtype=element.dtype, device="meta")
+    scale = torch.empty(grid, dtype=SCALE_TYPES[layout.scale], device="meta")
+    return Quantized(layout, codes, scale, torch.empty((), device="meta") if layout.scale == "e4m3" else None)
 
 
 def dequantize(q: Quantized) -> Tensor:
@@ -157,9 +171,9 @@ def dequantize(q: Quantized) -> Tensor:
     return _unblocked(values * scale[:, None, :, None])
 
 
-def fake(x: Tensor, layout: Layout) -> Tensor:
+def fake(x: Tensor, layout: Layout, amax: Tensor | None = None) -> Tensor:
     """`x` (…, columns) rounded to what `layout` can hold, in its own dtype: quantized and read back at once."""
-    return dequantize(quantize(x.flatten(0, -2), layout)).view(x.shape).to(x.dtype)
+    return dequantize(quantize(x.flatten(0, -2), layout, amax)).view(x.shape).to(x.dtype)
 
 
 def with_input_scale(q: Quantized, input_scale: Tensor | None) -> Quantized:

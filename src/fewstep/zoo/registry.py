@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from fewstep.errors import InputError
 from fewstep.files import read_json, replacing
-from fewstep.models.load import INDEX, ZOO
+from fewstep.models.load import INDEX, ZOO, component_folders, copy_pipeline
 from fewstep.models.manifest import Manifest
 
 
@@ -55,7 +54,7 @@ def info(name: str, root: Path = ZOO) -> Info:
     """
     folder = _folder(name, root)
     manifest = Manifest.read(folder) or Manifest(name=name)
-    files = [file for part in _parts(folder, manifest).values() for file in part.rglob("*") if file.is_file()]
+    files = [file for part in component_folders(folder).values() for file in part.rglob("*") if file.is_file()]
     return Info(
         name=name,
         what=_what(manifest),
@@ -78,13 +77,9 @@ def export(name: str, folder: Path | str, root: Path = ZOO) -> Path:
     source, folder = _folder(name, root), Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists already: name a new folder to export {name!r} to.")
-    manifest = Manifest.read(source) or Manifest(name=name)
     with replacing(folder) as aside:
-        aside.mkdir()
-        for part, place in _parts(source, manifest).items():
-            shutil.copytree(place, aside / part)
-        shutil.copy(source / INDEX, aside / INDEX)
-        whole = Manifest(**{**vars(manifest), "shares": {}})
+        copy_pipeline(source, aside)
+        whole = Manifest.read(aside) or Manifest(name=name)
         whole.write(aside)
         (aside / "README.md").write_text(_card(whole, str(read_json(source / INDEX)["_class_name"])), encoding="utf-8")
     return folder
@@ -94,24 +89,6 @@ def _folder(name: str, root: Path) -> Path:
     if name not in names(root):
         raise InputError(f"The zoo has no {name!r}: it has {', '.join(names(root)) or 'nothing yet'}.")
     return root / name
-
-
-def _parts(folder: Path, manifest: Manifest) -> dict[str, Path]:
-    """Component -> the folder that holds it, its own or another model's.
-
-    Raises:
-        InputError: a component's folder is missing.
-    """
-    index = read_json(folder / INDEX)
-    parts = {
-        part: (folder / manifest.shares.get(part, part)).resolve()
-        for part, entry in index.items()
-        if isinstance(entry, list) and entry and entry[0] is not None
-    }
-    for part, place in parts.items():
-        if not place.is_dir():
-            raise InputError(f"The zoo model in {folder} lacks its component {part!r}: there is no folder {place}.")
-    return parts
 
 
 def _what(manifest: Manifest) -> str:

@@ -50,6 +50,8 @@ class EmulatedLinear(nn.Module):
     Args:
         smooth: λ of `smoothing`, (in,); None for none.
         rounded: how a kernel rounds the layer's input where it does other than the scheme says.
+        held: the weight where it is quantized already; of `linear`, which may be on the meta device then, only the
+            bias counts.
     """
 
     codes: Tensor
@@ -66,21 +68,23 @@ class EmulatedLinear(nn.Module):
         scheme: Scheme,
         smooth: Tensor | None = None,
         rounded: Callable[[Tensor], Tensor] | None = None,
+        held: Quantized | None = None,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.scheme = linear.in_features, linear.out_features, scheme
         self.weight = shape_of(linear)
         self._rounded = rounded or self._fake
-        weight = linear.weight.detach().float()
-        weight = weight if smooth is None else weight * smooth
         down = up = None
-        if scheme.rank:
-            down, up = (part.to(linear.weight.dtype) for part in low_rank(weight, scheme.rank))
-            weight = weight - up.float() @ down.float()
-        made = quantize(weight, scheme.weight)
+        if held is None:
+            weight = linear.weight.detach().float()
+            weight = weight if smooth is None else weight * smooth
+            if scheme.rank:
+                down, up = (part.to(linear.weight.dtype) for part in low_rank(weight, scheme.rank))
+                weight = weight - up.float() @ down.float()
+            held = quantize(weight, scheme.weight)
         bias = None if linear.bias is None else linear.bias.detach()
-        held = {"codes": made.codes, "scale": made.scale, "global_scale": made.global_scale}
-        for name, tensor in {**held, "bias": bias, "smooth": smooth, "down": down, "up": up}.items():
+        made = {"codes": held.codes, "scale": held.scale, "global_scale": held.global_scale}
+        for name, tensor in {**made, "bias": bias, "smooth": smooth, "down": down, "up": up}.items():
             self.register_buffer(name, tensor)
 
     @property

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch.nn.modules.conv as convolutions
 from torch import nn
 
 from fewstep.models.blocks import find_blocks
+from fewstep.models.families import family
 from fewstep.models.model import Model
 from fewstep.numerics.schemes import Scheme
 from fewstep.techniques.linears.kernels import Tile
@@ -88,26 +90,33 @@ def hint(path: str, *, blocks: tuple[str, ...], keep: tuple[str, ...]) -> str | 
 def find_layers(
     model: Model, component: str, scheme: Scheme, rules: Rules, tile: Callable[[Scheme], Tile]
 ) -> Iterator[Layer]:
-    """Every plain linear layer and convolution of a component, with what happens to it."""
-    root = model.modules[component]
-    hints = hints_of(model, component)
+    """Every plain linear layer and convolution of a pipeline's component, with what happens to it."""
+    return layers_of(model.modules[component], component, scheme, rules, tile(scheme), hints_of(model, component))
+
+
+def layers_of(
+    root: nn.Module, component: str, scheme: Scheme, rules: Rules, tile: Tile, hints: Callable[[str], str | None]
+) -> Iterator[Layer]:
+    """The same of one module, which may be on the meta device."""
     for path, part in root.named_modules():
         name = f"{component}.{path}"
         if isinstance(part, convolutions._ConvNd):
             yield Layer(component, root, path, part, scheme, "a convolution")
         elif type(part) is nn.Linear:
-            reason = skip_reason(path, part.weight.shape, skip=rules.skip, least=rules.least, tile=tile(scheme))
+            reason = skip_reason(path, part.weight.shape, skip=rules.skip, least=rules.least, tile=tile)
             named = "named in 'keep'" if name in (rules.keep or ()) else None
             precise = hints(path) if rules.keep is None else named
             yield Layer(component, root, path, part, scheme, precise or reason)
 
 
 def hints_of(model: Model, component: str) -> Callable[[str], str | None]:
-    """`hint` for the layers of one component; in one that does not denoise and has no blocks, none is outside."""
-    if component in model.denoisers:
-        blocks = tuple(f"{block.path}." for block in model.blocks(component))
-        keep = model.family(component).keep
-    else:
-        blocks = tuple(f"{block.path}." for block in find_blocks(model.modules[component])) or ("",)
-        keep = ()
-    return lambda path: hint(path, blocks=blocks, keep=keep)
+    """`hint` for the layers of a pipeline's component."""
+    return hints_in(model.modules[component], denoises=component in model.denoisers)
+
+
+def hints_in(root: nn.Module, *, denoises: bool) -> Callable[[str], str | None]:
+    """`hint` for the layers of one module; in one that does not denoise and has no blocks, none is outside."""
+    blocks = tuple(f"{block.path}." for block in find_blocks(root))
+    if denoises:
+        return partial(hint, blocks=blocks, keep=family(type(root).__name__).keep)
+    return partial(hint, blocks=blocks or ("",), keep=())
