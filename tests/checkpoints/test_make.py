@@ -17,6 +17,7 @@ from fewstep.checkpoints.stored import open_stored
 from fewstep.checkpoints.verify import verify
 from fewstep.cli.main import app
 from fewstep.errors import CheckpointError, InputError
+from fewstep.models.load import INDEX, copy_pipeline
 from fewstep.numerics.quantized import dequantize
 from fewstep.numerics.schemes import SCHEMES
 from fewstep.techniques.linears import EmulatedLinear
@@ -165,6 +166,24 @@ def test_a_denoiser_alone_needs_its_pipeline(plain: Path, tmp_path: Path) -> Non
         fewstep.load(tmp_path / "y.safetensors", base=plain)
     with pytest.raises(InputError, match="a pipeline of its own"):
         fewstep.load(plain, base=plain)
+    other = tmp_path / "unet"
+    copy_pipeline(plain, other)
+    index = json.loads((other / INDEX).read_text())
+    (other / "transformer").rename(other / "unet")
+    (other / INDEX).write_text(json.dumps({**index, "transformer": [None, None], "unet": index["transformer"]}))
+    with pytest.raises(InputError, match="a pipeline with a transformer"):
+        fewstep.load(small(file), base=other)
+
+
+def small(file: Path) -> Path:
+    """The same file without what fewstep says in its header: as another tool writes it."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(file, framework="pt") as handle:
+        said = {key: value for key, value in handle.metadata().items() if key != "fewstep"}
+    save_file(load_file(file), file, said)
+    return file
 
 
 def test_no_full_precision_copy_is_made(plain: Path, tmp_path: Path) -> None:

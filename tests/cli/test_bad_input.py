@@ -124,3 +124,14 @@ def test_a_full_disk(fewstep: Fewstep, model: Path, out: Path, monkeypatch: pyte
 
 def test_a_picture_of_no_known_kind(fewstep: Fewstep, model: Path, tmp_path: Path) -> None:
     assert "'--out'" in fewstep("generate", model, "a red ring", "-o", tmp_path / "ring.exe").refusal
+
+
+def test_new_text_encoders_for_no_pipeline(fewstep: Fewstep, tmp_path: Path) -> None:
+    assert "there is no --start" in fewstep("zoo", "train", "shapes", "--out", tmp_path, "--new-text").refusal
+
+
+def test_a_checkpoint_with_neither_scheme_nor_recipe(fewstep: Fewstep, tmp_path: Path) -> None:
+    assert "needs --scheme" in fewstep("quantize", "zoo:shapes", "--out", tmp_path / "x").refusal
+    sentence = fewstep("quantize", "zoo:shapes", "--scheme", "nvfp5", "--out", tmp_path / "x").refusal
+    assert "'scheme' of Quantize" in sentence
+    assert not (tmp_path / "x").exists()

@@ -101,6 +101,16 @@ def test_a_run_goes_on_from_another_model_whose_latents_and_prompts_keep_their_m
     assert config[0]["scaling_factor"] == config[1]["scaling_factor"]
 
 
+def test_new_text_encoders_can_be_taught_to_a_model_that_draws(made: Path, tmp_path: Path) -> None:
+    first = made / "pipeline"
+    second = train(tmp_path / "second", replace(TINY, start=str(first), new_text=True, seed=1))
+    for encoder in ("text_encoder", "text_encoder_2"):
+        before, after = (load_file(folder / encoder / "model.safetensors") for folder in (first, second))
+        assert not all(torch.equal(before[key], after[key]) for key in before)
+    before, after = (load_file(folder / "vae" / "diffusion_pytorch_model.safetensors") for folder in (first, second))
+    assert all(torch.equal(before[key], after[key]) for key in before if key.startswith("encoder."))
+
+
 def test_what_a_run_can_not_go_on_from_is_told_before_it_starts(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -168,7 +168,10 @@ def _config_folder(base: str | Path) -> Path:
     """The folder with the config of a pipeline's transformer; of a hub id only that file is fetched."""
     found = plain.resolve(base)
     if isinstance(found, Path):
-        return plain.component_folders(found)["transformer"]
+        parts = plain.component_folders(found)
+        if "transformer" not in parts:
+            raise InputError(f"The 'base' must be a pipeline with a transformer. {base} has {', '.join(parts)}.")
+        return parts["transformer"]
     from huggingface_hub import hf_hub_download
 
     return Path(hf_hub_download(found, "transformer/config.json")).parent

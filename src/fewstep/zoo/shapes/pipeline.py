@@ -1,8 +1,8 @@
 """The untrained parts of the `shapes` pipeline: a `FluxPipeline` small enough to train on two CPU cores.
 
 64×64 pixels become 16×16×12 latents and, packed 2×2 as Flux does, 64 image tokens; a prompt becomes `PROMPT_TOKENS`
-text tokens (from a small T5 encoder) and one pooled vector (from a small CLIP). Both text encoders are trained together
-with the transformer.
+text tokens (from a small T5 encoder) and one pooled vector (from a small CLIP). Both text encoders learn to read
+(`reading.py`) before the transformer learns to draw, and then stay as they are.
 """
 
 from __future__ import annotations

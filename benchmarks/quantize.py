@@ -1,0 +1,220 @@
+"""Quantization on this machine: what each scheme brings in time and bytes, and what it costs in pictures.
+
+    python benchmarks/quantize.py speed [--rounds 5] [--no-compile]
+    python benchmarks/quantize.py quality [--prompts 64] [--steps 16] [--schemes nvfp4 …] [--budgets 0.05]
+
+speed: a Flux of about 80 million random parameters, 1024 image tokens, one call of the denoiser; every scheme that has
+a kernel here, alone, compiled and on bfloat16, against float32 and bfloat16. Rows run in turn; a speed-up is the median
+of the ratios within a round. A row that is slower than its like without quantization says so.
+
+quality: zoo:shapes and its 4-step student under every scheme, emulated where no kernel runs it; prompt accuracy,
+Fréchet distance, and PSNR to the same seeds without quantization, beside the noise floor (the same model in bfloat16).
+With --budgets the layers are chosen by measurement too.
+
+Writes out/benchmarks/quantize-speed.json and quantize-quality.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FluxTransformer2DModel
+
+import fewstep
+from fewstep.bench import results
+from fewstep.bench.quality import psnr
+from fewstep.bench.timing import interleaved, measured, speedup
+from fewstep.machine import Machine
+from fewstep.models.model import Model
+from fewstep.numerics.schemes import SCHEMES
+from fewstep.techniques import Compile, Precision, Quantize, Technique
+from fewstep.techniques.linears.kernels import problem, stored_bytes
+from fewstep.zoo.evaluate import REAL, REAL_SEED, generate
+from fewstep.zoo.metrics import frechet
+from fewstep.zoo.shapes.pipeline import build_pipeline
+from fewstep.zoo.tasks import task
+
+TOKENS, TEXT, WIDTH, HEADS = 1024, 128, 768, 12
+SLOWER = 0.97  # of the speed of its like without quantization: below it a row is told to be slower
+MODELS = {"zoo:shapes": True, "zoo:shapes-4step": False}  # model -> whether it takes `--steps`
+PROMPT_SEED = 31
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(dest="part", required=True)
+    speed = parts.add_parser("speed")
+    speed.add_argument("--rounds", type=int, default=5)
+    speed.add_argument("--no-compile", action="store_true")
+    quality = parts.add_parser("quality")
+    quality.add_argument("--prompts", type=int, default=64)
+    quality.add_argument("--steps", type=int, default=16, help="of the teacher")
+    quality.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=list(SCHEMES))
+    quality.add_argument("--budgets", nargs="*", type=float, default=[], help="relative errors of the output")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore", RuntimeWarning)  # that emulation is no speed-up, which every row says
+    rows = list(speeds(options) if options.part == "speed" else qualities(options))
+    print(results.save(f"quantize-{options.part}", rows))
+
+
+# Time and bytes.
+
+
+def speeds(options: argparse.Namespace) -> Iterator[Row]:
+    machine = Machine.detect()
+    plain = transformer()
+    given = inputs()
+    rows = dict(stacks(machine, compiled=not options.no_compile))
+    denoisers = {name: stacked(plain, techniques, machine) for name, techniques in rows.items()}
+    with torch.no_grad():
+        outputs = {name: denoiser(**given)[0].double() for name, denoiser in denoisers.items()}  # compiles, too
+        timed = {name: timing(denoiser, given) for name, denoiser in denoisers.items()}
+        times: dict[str, list[float]] = {name: [] for name in rows}
+        for _, name, seconds in interleaved(timed, range(options.rounds)):
+            times[name].append(seconds)
+    base = outputs["float32"]
+    for name, techniques in rows.items():
+        like = name.replace(f"{scheme_of(techniques)}, ", "") if scheme_of(techniques) else name
+        against = speedup(times[like], times[name])
+        row = {
+            "stack": name,
+            "ms": 1e3 * float(np.median(times[name])),
+            "over_float32": speedup(times["float32"], times[name]),
+            "over_its_like": against,
+            "slower": against < SLOWER,
+            "error": float((outputs[name] - base).norm() / base.norm()),
+            "bytes": weights(denoisers[name]) / weights(plain),
+        }
+        note = f"  SLOWER than {like}" if row["slower"] else ""
+        print(
+            f"{name:32} {row['ms']:8.1f} ms  {row['over_float32']:5.2f}× float32  error {row['error']:.4f}  "
+            f"weights {row['bytes']:.1%}{note}"
+        )
+        yield row
+
+
+def transformer() -> FluxTransformer2DModel:
+    torch.manual_seed(0)
+    return FluxTransformer2DModel(
+        in_channels=64,
+        num_layers=3,
+        num_single_layers=4,
+        attention_head_dim=WIDTH // HEADS,
+        num_attention_heads=HEADS,
+        joint_attention_dim=512,
+        pooled_projection_dim=256,
+        axes_dims_rope=(8, 28, 28),
+    ).eval()
+
+
+def inputs() -> dict[str, Any]:
+    rng, side = torch.Generator().manual_seed(1), int(TOKENS**0.5)
+    places = torch.stack(torch.meshgrid(torch.zeros(1), torch.arange(side), torch.arange(side), indexing="ij"), -1)
+    return {
+        "hidden_states": torch.randn(1, TOKENS, 64, generator=rng),
+        "encoder_hidden_states": torch.randn(1, TEXT, 512, generator=rng),
+        "pooled_projections": torch.randn(1, 256, generator=rng),
+        "timestep": torch.full((1,), 0.5),
+        "img_ids": places.reshape(TOKENS, 3).float(),
+        "txt_ids": torch.zeros(TEXT, 3),
+        "return_dict": False,
+    }
+
+
+def stacks(machine: Machine, *, compiled: bool) -> Iterator[tuple[str, tuple[Technique, ...]]]:
+    """Row -> its techniques: each number format of the activations, with and without each scheme and compilation."""
+    precisions: dict[str, tuple[Technique, ...]] = {"float32": ()}
+    if machine.missing("bf16") is None:
+        precisions["bfloat16"] = (Precision(components=("transformer",)),)
+    schemes = [name for name, scheme in SCHEMES.items() if problem(scheme, machine) is None]
+    ends: list[tuple[str, tuple[Technique, ...]]] = [("", ())]
+    if compiled and machine.missing("compile") is None:
+        ends.append((", compiled", (Compile(),)))
+    for precision, first in precisions.items():
+        for end, last in ends:
+            yield f"{precision}{end}", (*first, *last)
+            for scheme in schemes:
+                yield f"{scheme}, {precision}{end}", (*first, Quantize(scheme), *last)
+
+
+def scheme_of(techniques: Sequence[Technique]) -> str | None:
+    return next((one.scheme for one in techniques if isinstance(one, Quantize)), None)
+
+
+def stacked(plain: FluxTransformer2DModel, techniques: Sequence[Technique], machine: Machine) -> Any:
+    pipe = build_pipeline()
+    pipe.transformer = copy.deepcopy(plain)
+    for technique in techniques:
+        technique.apply(Model(pipe), machine)
+    return pipe.transformer
+
+
+def timing(denoiser: Any, given: Mapping[str, Any]) -> Callable[[int], float]:
+    def once(_: int) -> float:
+        return measured(lambda: denoiser(**given), (), 1)[1].seconds
+
+    return once
+
+
+def weights(denoiser: Any) -> int:
+    """Bytes of all linear layers as they are stored."""
+    return sum(stored_bytes(m) for m in denoiser.modules() if hasattr(m, "in_features"))
+
+
+# Pictures.
+
+
+def qualities(options: argparse.Namespace) -> Iterator[Row]:
+    shapes = task("shapes")
+    asked = shapes.prompts(options.prompts, PROMPT_SEED)
+    real = shapes.features(shapes.reference(REAL, REAL_SEED))
+    for name, takes_steps in MODELS.items():
+        call = {"num_inference_steps": options.steps} if takes_steps else {}
+        baseline: Any = None
+        for label, technique in settings(options):
+            pipe = fewstep.load(name)
+            fast = fewstep.accelerate(pipe, [] if technique is None else [technique])
+            pictures = generate(fast, [text for text, _ in asked], range(len(asked)), **call)
+            baseline = pictures if baseline is None else baseline
+            facts = fast.engaged[0].facts if technique is not None else {}
+            row = {
+                "model": name,
+                "scheme": label,
+                "emulated": facts.get("emulated", False),
+                "layers": facts.get("layers_quantized"),
+                "prompt_accuracy": shapes.accuracy([ask for _, ask in asked], pictures),
+                "frechet": frechet(shapes.features(pictures), real),
+                "psnr": psnr(pictures, baseline),
+                "prompts": len(asked),
+                "steps": call.get("num_inference_steps"),
+            }
+            print(
+                f"{name:18} {label:28} accuracy {row['prompt_accuracy']:.3f}  Fréchet {row['frechet']:6.2f}  "
+                f"{row['psnr']:5.1f} dB  {'emulated' if row['emulated'] else ''}"
+            )
+            yield row
+
+
+def settings(options: argparse.Namespace) -> Iterator[tuple[str, Technique | None]]:
+    machine = Machine.detect()
+    yield "float32", None
+    yield "bfloat16 (the noise floor)", Precision(components=("transformer",))
+    for name in options.schemes:
+        real = problem(SCHEMES[name], machine) is None
+        scheme = Quantize(name, emulate=not real)
+        yield name, scheme
+        for budget in options.budgets:
+            yield f"{name}, error ≤ {budget:g}", replace(scheme, budget=budget)
+
+
+if __name__ == "__main__":
+    main()
