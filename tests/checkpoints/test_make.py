@@ -172,10 +172,10 @@ def test_a_denoiser_alone_needs_its_pipeline(plain: Path, tmp_path: Path) -> Non
     (other / "transformer").rename(other / "unet")
     (other / INDEX).write_text(json.dumps({**index, "transformer": [None, None], "unet": index["transformer"]}))
     with pytest.raises(InputError, match="a pipeline with a transformer"):
-        fewstep.load(small(file), base=other)
+        fewstep.load(foreign(file), base=other)
 
 
-def small(file: Path) -> Path:
+def foreign(file: Path) -> Path:
     """The same file without what fewstep says in its header: as another tool writes it."""
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
