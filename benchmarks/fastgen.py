@@ -334,7 +334,8 @@ def theirs(work: Work, library: Library) -> Done:
     plan, config = work.plan, library.config(work.plan)
     made, model_config = network_class(library.network), config.model
     model_config.net = library.lazy(made)(module=work.start())
-    model_config.teacher = library.lazy(made)(module=work.teacher.module)
+    learning = copy.deepcopy(work.teacher.module).requires_grad_(True)  # FastGen freezes it, but not the critic's copy
+    model_config.teacher = library.lazy(made)(module=learning)
     model_config.input_shape, model_config.device = [2], "cpu"
     model_config.student_sample_steps = work.steps
     model_config.student_sample_type = "sde" if plan.sampler == "renoise" else "ode"
