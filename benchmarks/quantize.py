@@ -8,8 +8,8 @@ a kernel here, alone, compiled and on bfloat16, against float32 and bfloat16. Ro
 of the ratios within a round. A row that is slower than its like without quantization says so.
 
 quality: zoo:shapes and its 4-step student under every scheme, emulated where no kernel runs it; prompt accuracy,
-Fréchet distance, and PSNR to the same seeds without quantization, beside the noise floor (the same model in bfloat16).
-With --budgets the layers are chosen by measurement too.
+Fréchet distance, and PSNR to the same seeds without quantization, beside the noise floor (the same model in bfloat16,
+where the machine has that). With --budgets the layers are chosen by measurement too.
 
 Writes out/benchmarks/quantize-speed.json and quantize-quality.json.
 """
@@ -118,7 +118,9 @@ def transformer() -> FluxTransformer2DModel:
 
 def inputs() -> dict[str, Any]:
     rng, side = torch.Generator().manual_seed(1), int(TOKENS**0.5)
-    places = torch.stack(torch.meshgrid(torch.zeros(1), torch.arange(side), torch.arange(side), indexing="ij"), -1)
+    places = torch.stack(
+        torch.meshgrid(torch.zeros(1).long(), torch.arange(side), torch.arange(side), indexing="ij"), -1
+    )
     return {
         "hidden_states": torch.randn(1, TOKENS, 64, generator=rng),
         "encoder_hidden_states": torch.randn(1, TEXT, 512, generator=rng),
@@ -182,6 +184,7 @@ def qualities(options: argparse.Namespace) -> Iterator[Row]:
         baseline: Any = None
         for label, technique in settings(options):
             pipe = fewstep.load(name)
+            pipe.set_progress_bar_config(disable=True)
             fast = fewstep.accelerate(pipe, [] if technique is None else [technique])
             pictures = generate(fast, [text for text, _ in asked], range(len(asked)), **call)
             baseline = pictures if baseline is None else baseline
@@ -207,7 +210,8 @@ def qualities(options: argparse.Namespace) -> Iterator[Row]:
 def settings(options: argparse.Namespace) -> Iterator[tuple[str, Technique | None]]:
     machine = Machine.detect()
     yield "float32", None
-    yield "bfloat16 (the noise floor)", Precision(components=("transformer",))
+    if machine.missing("bf16") is None:
+        yield "bfloat16 (the noise floor)", Precision(components=("transformer",))
     for name in options.schemes:
         real = problem(SCHEMES[name], machine) is None
         scheme = Quantize(name, emulate=not real)
