@@ -14,7 +14,6 @@ Writes out/benchmarks/distill-mixtures.json and .png, or the same of shapes. A r
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -216,16 +215,9 @@ def show(rows: Sequence[Row]) -> None:
     table = Table("method", "steps", *measures)
     for method, steps in dict.fromkeys((row["method"], row["steps"]) for row in rows):
         same = [row for row in rows if (row["method"], row["steps"]) == (method, steps)]
-        cells = [told([row[name] for row in same if name in row]) for name in measures]
+        cells = [results.told([row[name] for row in same if name in row]) for name in measures]
         table.add_row(method, str(steps), *cells)
     Console().print(table)
-
-
-def told(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    spread = f" ({min(values):.3g} to {max(values):.3g})" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3g}{spread}"
 
 
 if __name__ == "__main__":

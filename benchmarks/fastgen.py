@@ -509,29 +509,27 @@ def show(rows: Sequence[Row]) -> None:
 
 def cells(rows: Sequence[Row]) -> list[str]:
     if rows[0]["method"] == "teacher":
-        return [told([row["distance"] for row in rows])]
+        return [results.told([row["distance"] for row in rows])]
     mine, other = ([row for row in rows if row["by"] == by] for by in (OURS, THEIRS))
-    distance, speed = told([row["distance"] for row in mine]), told([1 / row["seconds_per_step"] for row in mine])
+    distance, speed = (
+        results.told([row["distance"] for row in mine]),
+        results.told([1 / row["seconds_per_step"] for row in mine]),
+    )
     if "error" in other[0]:
         return [distance, other[0]["error"], "", speed, "", "", f"{mine[0]['calls_per_step']:g}"]
     ratio = statistics.mean(row["distance"] for row in mine) / statistics.mean(row["distance"] for row in other)
     faster = [b["seconds_per_step"] / a["seconds_per_step"] for a, b in zip(mine, other, strict=True)]
     calls = " / ".join(f"{row['calls_per_step']:g}" for row in (mine[0], other[0]))
-    found = told([row["distance"] for row in other])
+    found = results.told([row["distance"] for row in other])
     return [
         distance,
         found,
         f"{ratio:.2f}",
         speed,
-        told([1 / row["seconds_per_step"] for row in other]),
-        told(faster),
+        results.told([1 / row["seconds_per_step"] for row in other]),
+        results.told(faster),
         calls,
     ]
-
-
-def told(values: Sequence[float]) -> str:
-    spread = f" ({min(values):.3g} to {max(values):.3g})" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3g}{spread}"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 import fewstep
-from fewstep.checkpoints.formats import FORMATS, read
+from fewstep.checkpoints.formats import FORMATS, read, write
 from fewstep.checkpoints.load import model_of
 from fewstep.checkpoints.make import fused_with, make, quantized
 from fewstep.checkpoints.stored import open_stored
@@ -22,6 +22,7 @@ from fewstep.numerics.quantized import dequantize
 from fewstep.numerics.schemes import SCHEMES
 from fewstep.techniques.linears import EmulatedLinear
 from fewstep.techniques.linears.layers import Rules
+from tests.checkpoints.making import quantized as few_bits
 from tests.techniques.tiny import as_loaded, distance, pipeline, run
 
 ALL = Rules((), 16, None)
@@ -192,3 +193,12 @@ def test_no_full_precision_copy_is_made(plain: Path, tmp_path: Path) -> None:
     held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     assert held <= 1.1 * open_stored(Path(made.checkpoint)).nbytes
     assert not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
+
+
+def test_in_bfloat16_weights_are_cast_and_tables_of_positions_are_not(tmp_path: Path) -> None:
+    checkpoint, _ = few_bits("wan", SCHEMES["nvfp4"].weight)
+    model = model_of(write(checkpoint, tmp_path / "x", "modelopt"), dtype=torch.bfloat16)
+    tables = {name: table for name, table in model.named_buffers() if "rope" in name}
+    assert tables
+    assert all(table.dtype != torch.bfloat16 for table in tables.values())
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}

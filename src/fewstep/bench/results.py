@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,3 +22,11 @@ def save(name: str, rows: Sequence[Mapping[str, Any]], folder: Path | str = FOLD
     path = Path(folder) / f"{name}.json"
     write_json(path, {"name": name, "command": command(), **surroundings(), "rows": [dict(row) for row in rows]})
     return path
+
+
+def told(values: Sequence[float]) -> str:
+    """The mean of figures of several seeds, and their range; empty for none."""
+    if not values:
+        return ""
+    spread = f" ({min(values):.3g} to {max(values):.3g})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3g}{spread}"

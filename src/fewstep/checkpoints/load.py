@@ -23,6 +23,7 @@ from fewstep.checkpoints.verify import misfits
 from fewstep.errors import CheckpointError, InputError
 from fewstep.files import read_json
 from fewstep.models import load as plain
+from fewstep.numerics.elements import E4M3
 from fewstep.numerics.quantized import Layout, Quantized, fake
 from fewstep.numerics.schemes import PER_TENSOR, Scheme
 from fewstep.techniques.linears import EmulatedLinear
@@ -87,7 +88,8 @@ def model_of(path: str | Path, config: Source | None = None, dtype: torch.dtype 
     if faults := list(misfits(checkpoint, expected(opened.config or {}))):
         raise CheckpointError("\n".join(f"{path}: {fault}." for fault in faults))
     model: Any = empty(checkpoint.config)
-    model.to(dtype)  # so that code that asks for the model's dtype gets this one
+    for weight in model.parameters():  # tables of positions keep their own precision
+        weight.data = weight.data.to(dtype)
     tensors = {name: _in(checkpoint.plain[name], dtype) for name in checkpoint.plain}
     for layer in checkpoint.layers:
         q = checkpoint.layers[layer]
@@ -110,7 +112,7 @@ def held(q: Quantized, linear: nn.Linear) -> EmulatedLinear:
     scheme = Scheme(called(q.layout), q.layout, layout, "as the checkpoint has it")
     if layout is None or q.input_scale is None:
         return EmulatedLinear(linear, scheme, held=q)
-    largest = layout.format.largest * (448.0 if layout.scale == "e4m3" else 1.0)
+    largest = layout.format.largest * (E4M3.largest if layout.scale == "e4m3" else 1.0)
     return EmulatedLinear(linear, scheme, rounded=_Rounded(layout, q.input_scale * largest), held=q)
 
 
@@ -149,10 +151,8 @@ def _method(folder: Path) -> str | None:
 def _denoiser(place: Path, base: str | Path, dtype: torch.dtype) -> Any:
     if place.suffix == ".gguf":
         return _gguf(place, base, dtype)
-    try:
-        return model_of(place, dtype=dtype)
-    except InputError:  # the file does not say which model it is: the pipeline's own config does
-        return model_of(place, _config_folder(base), dtype)
+    says_itself = open_checkpoint(place).config is not None
+    return model_of(place, None if says_itself else _config_folder(base), dtype)
 
 
 def _gguf(place: Path, base: str | Path, dtype: torch.dtype) -> Any:

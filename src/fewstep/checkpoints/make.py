@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -21,10 +20,11 @@ from fewstep.errors import CheckpointError, InputError, bad_value
 from fewstep.files import replacing
 from fewstep.machine import versions
 from fewstep.models.load import INDEX, component_folders, copy_pipeline, resolve
+from fewstep.models.model import denoises
 from fewstep.numerics.quantized import Layout, Quantized, outline, quantize
 from fewstep.numerics.schemes import Scheme
 from fewstep.techniques.linears.kernels import tile
-from fewstep.techniques.linears.layers import Rules, hints_in, layers_of
+from fewstep.techniques.linears.layers import Rules, hints_in, layers_of, left_alone, why_none
 
 # Projections of one input, which engines fuse into one matrix: they must share the scale that a matrix has once.
 FUSED = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
@@ -116,13 +116,11 @@ def quantized(
         raise CheckpointError(f"{folder} is quantized already: 'fewstep convert' writes it in another format.")
     model, stored = empty(config), open_stored(folder)
     sides = tile(scheme, "cpu", emulate=True)
-    denoises = component.startswith(("transformer", "unet"))
-    found = list(layers_of(model, component, scheme, rules, sides, hints_in(model, denoises=denoises)))
+    hints = hints_in(model, denoises=denoises(component, model))
+    found = list(layers_of(model, component, scheme, rules, sides, hints))
     chosen = [layer.path for layer in found if layer.skipped is None]
-    skipped = dict(Counter(layer.skipped for layer in found if layer.skipped))
     if not chosen:
-        seen = ", ".join(f"{reason} ({count})" for reason, count in skipped.items()) or "it has no linear layer"
-        raise InputError(f"There is no layer to quantize in {folder}: {seen}.")
+        raise InputError(f"There is no layer to quantize in {folder}: {why_none(found)}.")
     largest = _largest(str(config[CLASS]), frozenset(chosen), stored.numbers)
     layers: dict[str, Make[Quantized]] = {path: partial(_layer, path, scheme.weight, largest) for path in chosen}
     weights = {f"{path}.weight" for path in chosen}
@@ -139,7 +137,7 @@ def quantized(
     faults = [f"the tensor {absent[0]} is missing"] if absent else list(misfits(checkpoint, expected(config)))
     if faults:
         raise CheckpointError("\n".join(f"{folder}: {fault}." for fault in faults))
-    return checkpoint, skipped
+    return checkpoint, left_alone(found)
 
 
 def _layer(path: str, layout: Layout, largest: Callable[[str], Tensor | None], get: Get) -> Quantized:

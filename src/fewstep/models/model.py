@@ -30,7 +30,7 @@ class Model:
     @cached_property
     def denoisers(self) -> dict[str, nn.Module]:
         """What is called at each step, like `transformer`, `transformer_2` or `unet`."""
-        return {name: module for name, module in self.modules.items() if _denoises(name, module)}
+        return {name: module for name, module in self.modules.items() if denoises(name, module)}
 
     @property
     def text_encoders(self) -> dict[str, nn.Module]:
@@ -54,7 +54,8 @@ class Model:
         return family(type(self.denoisers[name]).__name__)
 
 
-def _denoises(name: str, module: nn.Module) -> bool:
+def denoises(name: str, module: nn.Module) -> bool:
+    """Whether the component `name` of a pipeline is called at each step."""
     stem, _, number = name.rpartition("_")
     plain = stem if number.isdigit() else name
     return plain in DENOISER_NAMES or type(module).__module__.startswith(DENOISER_PACKAGES)

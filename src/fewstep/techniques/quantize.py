@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +20,7 @@ from fewstep.numerics.schemes import SCHEMES, Scheme
 from fewstep.techniques.base import Engaged, Stage, Technique, strings, undo_all
 from fewstep.techniques.linears import choice, kernels
 from fewstep.techniques.linears.emulated import smoothing
-from fewstep.techniques.linears.layers import Layer, Rules, find_layers
+from fewstep.techniques.linears.layers import Layer, Rules, find_layers, left_alone, why_none
 from fewstep.techniques.linears.phases import Phases, Swap
 
 PROMPT = "a large red ring left of a small blue square"
@@ -111,11 +110,8 @@ class Quantize(Technique):
         for name in self._schemes(model):
             own = [layer for layer in layers if layer.component == name]
             if all(layer.skipped for layer in own):
-                left = Counter(layer.skipped for layer in own)
-                seen = ", ".join(f"{reason} ({count})" for reason, count in left.items()) or "it has no linear layer"
-                found.append(
-                    f"Quantize found no layer to quantize in the {name} of {type(model.pipe).__name__}: {seen}."
-                )
+                place = f"the {name} of {type(model.pipe).__name__}"
+                found.append(f"Quantize found no layer to quantize in {place}: {why_none(own)}.")
         if unknown := sorted(set(self.keep or ()) - {layer.name for layer in layers}):
             found.append(
                 bad_value("keep", "Quantize", f"names of linear layers of {model.pipe.__class__.__name__}", unknown[0])
@@ -257,13 +253,13 @@ class Quantize(Technique):
         return found, ready
 
     def _counts(self, model: Model, layers: list[Layer], swaps: list[Swap]) -> dict[str, Any]:
-        reasons = Counter(layer.skipped for layer in layers if layer.skipped)
+        reasons = left_alone(layers)
         return {
             "schemes": {name: scheme.name for name, scheme in self._schemes(model).items()},
             "emulated": self.emulate,
             "layers_quantized": len(swaps),
-            "layers_skipped": reasons.total(),
-            "skipped": dict(reasons),
+            "layers_skipped": sum(reasons.values()),
+            "skipped": reasons,
             "bytes_before": sum(kernels.stored_bytes(swap.precise) for swap in swaps),
             "bytes_after": sum(kernels.stored_bytes(swap.quantized) for swap in swaps),
         }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -85,6 +86,17 @@ def hint(path: str, *, blocks: tuple[str, ...], keep: tuple[str, ...]) -> str | 
     if not path.startswith(blocks):
         return "outside the blocks"
     return "named by the model's family" if any(part in path for part in keep) else None
+
+
+def left_alone(layers: Iterable[Layer]) -> dict[str, int]:
+    """Why layers are left as they are -> how many."""
+    return dict(Counter(layer.skipped for layer in layers if layer.skipped))
+
+
+def why_none(layers: Iterable[Layer]) -> str:
+    """For a sentence about layers of which none is quantized."""
+    reasons = left_alone(layers).items()
+    return ", ".join(f"{reason} ({count})" for reason, count in reasons) or "it has no linear layer"
 
 
 def find_layers(
