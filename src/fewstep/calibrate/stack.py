@@ -25,7 +25,7 @@ from fewstep.calibrate.signal import Signal, arguments, hidden_name
 from fewstep.calibrate.steps import Branches, Clock, Step
 from fewstep.models.blocks import Block
 from fewstep.models.families import TENSOR, Outputs
-from fewstep.models.hooks import Hook, wrapped
+from fewstep.models.hooks import Hook, Hooks, wrapped
 from fewstep.models.model import Model
 
 Streams = dict[str, Tensor]  # "hidden", and "encoder" where the blocks pass text on -> (batch, tokens, features)
@@ -117,20 +117,18 @@ class StackWatch:
         self._branches: dict[str, Branches[Any]] = {}
         self._signals: dict[str, Signal] = {}
         self.unknown: set[str] = set()  # classes of blocks that return what nothing here can take apart: never skipped
-        self._hooks = [
+        self._hooks = Hooks(
             Hook(module, partial(self._call, name, lists, inspect.signature(module.forward)))
             for name, module in model.denoisers.items()
             if (lists := block_lists(model, name))
-        ]
+        )
 
     def install(self) -> StackWatch:
-        for hook in self._hooks:
-            hook.install()
+        self._hooks.install()
         return self
 
     def remove(self) -> None:
-        for hook in reversed(self._hooks):
-            hook.remove()
+        self._hooks.remove()
         self.forget()
 
     def forget(self) -> None:

@@ -7,7 +7,7 @@ Hooks on one module nest, the last one outermost, and may be removed in any orde
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,6 +80,22 @@ class Hook:
                 )
             forward = above._below
         return above
+
+
+class Hooks:
+    """Hooks that are put on together and taken off together, the last one first."""
+
+    def __init__(self, hooks: Iterable[Hook]) -> None:
+        self._hooks = tuple(hooks)
+
+    def install(self) -> Hooks:
+        for hook in self._hooks:
+            hook.install()
+        return self
+
+    def remove(self) -> None:
+        for hook in reversed(self._hooks):
+            hook.remove()
 
 
 @contextmanager

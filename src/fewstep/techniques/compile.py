@@ -13,9 +13,9 @@ from torch import nn
 
 from fewstep.errors import bad_value
 from fewstep.machine import Machine
-from fewstep.models.hooks import Hook
+from fewstep.models.hooks import Hook, Hooks
 from fewstep.models.model import Model
-from fewstep.techniques.base import Engaged, Stage, Technique, strings, undo_all
+from fewstep.techniques.base import Engaged, Stage, Technique, strings
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 SHAPES = (
@@ -93,12 +93,8 @@ class Compile(Technique):
         chosen = regions(model, self.components or tuple(model.denoisers))
         graphs: Counter[str] = Counter()
         facts: dict[str, Any] = {"regions": len(chosen), "modules": sum(len(r.modules) for r in chosen), "graphs": 0}
-        steps: list[Callable[[], None]] = []
-        for region in chosen:
-            for hook in self._hooks(region, graphs, facts):
-                hook.install()
-                steps.append(hook.remove)
-        return Engaged(self.name, facts, undo_all(steps), warnings=partial(_warnings, chosen, graphs))
+        hooks = Hooks(hook for region in chosen for hook in self._hooks(region, graphs, facts)).install()
+        return Engaged(self.name, facts, hooks.remove, warnings=partial(_warnings, chosen, graphs))
 
     def _hooks(self, region: Region, graphs: Counter[str], facts: dict[str, Any]) -> list[Hook]:
         first = region.modules[0]

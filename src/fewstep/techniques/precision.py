@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import bad_value
 from fewstep.machine import Machine
-from fewstep.models.hooks import Hook
+from fewstep.models.hooks import Hook, Hooks
 from fewstep.models.model import Model
 from fewstep.techniques.base import Engaged, Stage, Technique, strings, undo_all
 
@@ -113,9 +113,7 @@ class Precision(Technique):
         steps: list[Callable[[], None]] = []
         before = _bytes(model)
         kept = sum(_cast_weights(part.module, dtype, steps) for part in parts if part.skipped is None)
-        for hook in _hooks(model):
-            hook.install()
-            steps.append(hook.remove)
+        steps.append(_hooks(model).install().remove)
         facts = {
             "dtype": self.dtype,
             "components": [part.name for part in parts if part.skipped is None],
@@ -160,10 +158,10 @@ def _restore(tensor: Tensor, original: Tensor) -> None:
     tensor.data = original
 
 
-def _hooks(model: Model) -> list[Hook]:
+def _hooks(model: Model) -> Hooks:
     """Casts at the doors of all that takes latents or embeddings, cast itself or not: what comes in may be either."""
     doors = [*model.denoisers.values(), *(model.vae.children() if model.vae else ())]
-    return [Hook(module, partial(_cast_at_door, dtype)) for module in doors if (dtype := main_dtype(module))]
+    return Hooks(Hook(module, partial(_cast_at_door, dtype)) for module in doors if (dtype := main_dtype(module)))
 
 
 def main_dtype(module: nn.Module) -> torch.dtype | None:

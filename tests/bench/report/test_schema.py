@@ -47,6 +47,7 @@ def test_a_row_is_found_by_name() -> None:
 
 def test_the_best_row_keeps_the_accuracy() -> None:
     assert report().best.speedup == 47  # 112× answers too few prompts
+    assert report().fastest.speedup == 112
     rows = (row("baseline", "baseline", 100, 1, None, None, 100), row("a", "alone", 100, 3, None, None, 30))
     assert report(task=None, rows=rows).best.name == "a"
     assert report(task=None, rows=rows[:1]).best.name == "baseline"

@@ -20,4 +20,5 @@ def test_every_row_is_named_and_nothing_is_cut(width: int) -> None:
     for row in made.rows:
         assert row.name.split(" + ")[-1].split()[0] in text.split("as fast as the baseline")[0]
     assert all(column in text for column in ("speed-up", "accuracy", "Fréchet", "verdict"))
+    assert "112× with less of what was asked for" in text
     assert ("PSNR" in text) == (width > 100)

@@ -68,15 +68,16 @@ def test_with_the_velocity_of_data_the_error_vanishes_on_average():
 
 def test_where_r_is_t_it_is_flow_matching():
     student = Network(GaussianMap(), FLOW)
-    at = point(student, GAUSSIAN, gaussian_batch(), Pairs(equal=1.0), torch.Generator().manual_seed(0))
+    at = point(student, GAUSSIAN, gaussian_batch(), Pairs(equal=1.0, whole=0.0), torch.Generator().manual_seed(0))
     assert torch.equal(at.r, at.t)
     torch.testing.assert_close(average_velocity(student, at.x_t, at.t, at.r, None), GAUSSIAN(at.x_t, at.t))
 
 
-def test_pairs_are_in_order_and_as_often_equal_as_told():
-    r, t = Pairs(equal=0.3).draw(Network(GaussianMap(), FLOW), 5000, torch.Generator().manual_seed(0))
+def test_pairs_are_in_order_and_as_often_equal_and_whole_as_told():
+    r, t = Pairs(equal=0.3, whole=0.2).draw(Network(GaussianMap(), FLOW), 5000, torch.Generator().manual_seed(0))
     assert bool((r <= t).all())
     assert float((r == t).double().mean()) == pytest.approx(0.3, abs=0.02)
+    assert float((r == 0).double().mean()) == pytest.approx(0.2, abs=0.02)
     assert float(t.mean()) == pytest.approx(2 / 3, abs=0.01)
 
 
@@ -129,3 +130,5 @@ def test_what_does_not_fit_is_refused():
             MeanFlow(Network(two, FLOW), **{field: value})
     with pytest.raises(InputError, match="'equal' of the pairs"):
         Pairs(equal=1.5)
+    with pytest.raises(InputError, match=r"'whole' of the pairs.*equal share of 0.8"):
+        Pairs(equal=0.8, whole=0.3)

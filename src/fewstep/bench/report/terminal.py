@@ -42,8 +42,13 @@ def show(report: Report, console: Console | None = None) -> None:
     """Print the table, the rows that lose and the warnings."""
     console = console or Console(highlight=False)
     console.print(_table(report, console.width))
-    best = report.best
+    best, fastest = report.best, report.fastest
     console.print(f"\n[bold]{factor(best.speedup)}[/bold] as fast as the baseline: {best.name}.")
+    if fastest is not best:
+        console.print(
+            f"{factor(fastest.speedup)} with less of what was asked for ({number(fastest.prompt_accuracy, '.3f')}, "
+            f"baseline {number(report.baseline.prompt_accuracy, '.3f')}): {fastest.name}."
+        )
     for row in report.rows:
         if row.verdict in ("loses", "slower"):
             console.print(Text(f"{row.name} {row.verdict}: {row.why}", style="red"))

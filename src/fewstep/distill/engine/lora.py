@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fewstep.distill.engine.roles import Swappable
 from fewstep.errors import InputError, bad_value
-from fewstep.models.hooks import Hook
+from fewstep.models.hooks import Hook, Hooks
 
 
 class Adapter(nn.Module):
@@ -88,7 +88,7 @@ class Backbone:
         self.module, self.rank, self.scale = module.requires_grad_(False), rank, scale
         self.linears = _linears(module, targets)
         self._worn: Adapter | None = None
-        self._hooks = [Hook(linear, partial(self._run, path)).install() for path, linear in self.linears.items()]
+        self._hooks = Hooks(Hook(linear, partial(self._run, path)) for path, linear in self.linears.items()).install()
         self._checkpoint_by_role()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Backbone:
@@ -110,13 +110,11 @@ class Backbone:
     @contextmanager
     def plain(self) -> Iterator[nn.Module]:
         """The module without our hooks inside the block: so it can be copied, for a hook stays the original's."""
-        for hook in self._hooks:
-            hook.remove()
+        self._hooks.remove()
         try:
             yield self.module
         finally:
-            for hook in self._hooks:
-                hook.install()
+            self._hooks.install()
 
     def _run(self, path: str, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         y = forward(x)

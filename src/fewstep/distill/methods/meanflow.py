@@ -36,25 +36,35 @@ SAMPLER = "euler"
 
 @dataclass(frozen=True)
 class Pairs:
-    """A distribution of pairs r ≤ t: the smaller and the larger of two draws, or, in a share of them, twice the larger.
+    """A distribution of pairs r ≤ t: the smaller and the larger of two draws of `levels`, but for two shares of them.
+
+    Attributes:
+        equal: the share with r = t, which is flow matching.
+        whole: the share with r at the data, the step that one-step sampling takes. Two draws alone are all but never
+            both near the ends.
 
     Raises:
-        InputError: the share `equal` is not in [0, 1].
+        InputError: a share is not in [0, 1], or they are more than 1 together.
     """
 
     levels: Levels = field(default_factory=lambda: Levels(low=0.0, high=1.0))
     equal: float = 0.25
+    whole: float = 0.25
 
     def __post_init__(self) -> None:
-        if not 0 <= self.equal <= 1:
-            raise InputError(bad_value("equal", "the pairs of times", "in [0, 1]", self.equal))
+        rules = {"equal": "in [0, 1]", "whole": f"in [0, 1], and at most 1 with the equal share of {self.equal}"}
+        for name, rule in rules.items():
+            share = getattr(self, name)
+            if not 0 <= share <= 1 or (name == "whole" and self.equal + share > 1):
+                raise InputError(bad_value(name, "the pairs of times", rule, share))
 
     def draw(self, student: Swappable, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """r and t, each (samples,) float64."""
         one, other = (self.levels.draw(student.schedule, samples, generator) for _ in range(2))
-        t = torch.maximum(one, other)
-        same = torch.rand(samples, generator=generator) < self.equal
-        return torch.where(same, t, torch.minimum(one, other)), t
+        t, r = torch.maximum(one, other), torch.minimum(one, other)
+        share = torch.rand(samples, generator=generator)
+        r = torch.where(share < self.equal, t, r)
+        return torch.where(share >= 1 - self.whole, torch.zeros_like(r), r), t
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from torch import nn
 
 from fewstep.calibrate.stack import TIME_NAMES
 from fewstep.calibrate.steps import Clock, Step
-from fewstep.models.hooks import Hook
+from fewstep.models.hooks import Hook, Hooks
 from fewstep.models.model import Model
 
 
@@ -45,18 +45,16 @@ class Phases:
         self._swaps = [swap for swap in swaps if any(swap.root is module for module in model.denoisers.values())]
         facts.update(steps_precise=0, steps_quantized=0)
         self._last = 0  # denoiser calls of this request with quantized layers
-        self._hooks = [
+        self._hooks = Hooks(
             Hook(module, partial(self._call, inspect.signature(module.forward))) for module in model.denoisers.values()
-        ]
+        )
 
     def install(self) -> Phases:
-        for hook in self._hooks:
-            hook.install()
+        self._hooks.install()
         return self
 
     def remove(self) -> None:
-        for hook in reversed(self._hooks):
-            hook.remove()
+        self._hooks.remove()
         self.forget()
 
     def forget(self) -> None:
