@@ -4,8 +4,8 @@
     python benchmarks/quantize.py quality [--prompts 64] [--steps 16] [--schemes nvfp4 …] [--budgets 0.05]
 
 speed: a Flux of about 80 million random parameters, 1024 image tokens, one call of the denoiser; every scheme that has
-a kernel here, alone, compiled and on bfloat16, against float32 and bfloat16. Rows run in turn; a speed-up is the median
-of the ratios within a round. A row that is slower than its like without quantization says so.
+a kernel here, in the layers that it is meant for and everywhere, alone, compiled and on bfloat16. Rows run in turn; a
+speed-up is the median of the ratios within a round. A row that is slower than its like without quantization says so.
 
 quality: zoo:shapes and its 4-step student under every scheme, emulated where no kernel runs it; prompt accuracy,
 Fréchet distance, and PSNR to the same seeds without quantization, beside the noise floor (the same model in bfloat16,
@@ -83,7 +83,7 @@ def speeds(options: argparse.Namespace) -> Iterator[Row]:
             times[name].append(seconds)
     base = outputs["float32"]
     for name, techniques in rows.items():
-        like = name.replace(f"{scheme_of(techniques)}, ", "") if scheme_of(techniques) else name
+        like = name.split(", ", 1)[1] if scheme_of(techniques) else name
         against = speedup(times[like], times[name])
         row = {
             "stack": name,
@@ -96,7 +96,7 @@ def speeds(options: argparse.Namespace) -> Iterator[Row]:
         }
         note = f"  SLOWER than {like}" if row["slower"] else ""
         print(
-            f"{name:32} {row['ms']:8.1f} ms  {row['over_float32']:5.2f}× float32  error {row['error']:.4f}  "
+            f"{name:44} {row['ms']:8.1f} ms  {row['over_float32']:5.2f}× float32  error {row['error']:.4f}  "
             f"weights {row['bytes']:.1%}{note}"
         )
         yield row
@@ -146,6 +146,7 @@ def stacks(machine: Machine, *, compiled: bool) -> Iterator[tuple[str, tuple[Tec
             yield f"{precision}{end}", (*first, *last)
             for scheme in schemes:
                 yield f"{scheme}, {precision}{end}", (*first, Quantize(scheme), *last)
+                yield f"{scheme} everywhere, {precision}{end}", (*first, Quantize(scheme, keep=()), *last)
 
 
 def scheme_of(techniques: Sequence[Technique]) -> str | None:

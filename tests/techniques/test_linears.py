@@ -68,9 +68,22 @@ def test_bytes_are_those_of_the_scheme() -> None:
             assert stored_bytes(made) == pytest.approx(1024 * 1024 * scheme.bits / 8, rel=0.005)
 
 
-def test_the_emulation_agrees_with_the_cpu_kernel() -> None:
+@pytest.mark.parametrize("by_token", [True, False])
+def test_the_emulation_agrees_with_the_cpu_kernels(by_token: bool) -> None:
     linear, x = gapped(), given()
-    assert distance(convert(linear, SCHEMES["int8-dynamic"], "cpu", emulate=True)(x), Int8Linear(linear)(x)) < 1e-5
+    emulated = EmulatedLinear(linear, SCHEMES["int8-dynamic"], rounded=None if by_token else int8.rounded_input)
+    assert distance(emulated(x), Int8Linear(linear, by_token=by_token)(x)) < 1e-5
+
+
+def test_by_token_a_picture_does_not_depend_on_its_batch_mates() -> None:
+    made, x = Int8Linear(layer(), by_token=True), given()
+    torch.testing.assert_close(made(torch.cat([x, 100 * x]))[:2], made(x), rtol=0, atol=0)
+
+
+def test_the_kernel_of_this_cpu_is_what_is_emulated() -> None:
+    linear, x = gapped(), given()
+    real, emulated = (convert(linear, SCHEMES["int8-dynamic"], "cpu", emulate=emulate) for emulate in (False, True))
+    assert distance(real(x), emulated(x)) < 1e-5
 
 
 @pytest.mark.parametrize("scheme", ["fp8-weight-only", "nvfp4-weight-only"])
@@ -127,7 +140,10 @@ def test_a_channel_of_zeros_is_no_division_by_zero() -> None:
     x = given(128)
     for scheme in SCHEMES.values():
         torch.testing.assert_close(EmulatedLinear(linear, scheme)(x), linear.bias.expand(2, 20, 128))
-    assert torch.equal(Int8Linear(linear)(x), linear.bias.expand(2, 20, 128))
+    for by_token in (True, False):
+        assert torch.equal(Int8Linear(linear, by_token=by_token)(x), linear.bias.expand(2, 20, 128))
+    with torch.no_grad():
+        assert torch.equal(Int8Linear(layer(), by_token=True)(0 * given()), layer().bias.expand(2, 20, 128))
 
 
 def test_packed_weights_go_with_their_layer() -> None:

@@ -32,8 +32,8 @@ class Quantize(Technique):
     """Linear layers in few bits.
 
     Attributes:
-        scheme: a name in `fewstep.numerics.schemes.SCHEMES`; on a CPU `int8-dynamic` has one scale per tensor of
-            activations.
+        scheme: a name in `fewstep.numerics.schemes.SCHEMES`; on a CPU without AMX `int8-dynamic` has one scale per
+            tensor of activations.
         skip: substrings of layer paths to leave alone.
         min_features: layers with fewer inputs or outputs are left alone: converting their input costs more than it
             saves.

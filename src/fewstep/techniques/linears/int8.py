@@ -1,9 +1,15 @@
 """A linear layer with INT8 products for CPUs.
 
 Why one of our own: torchao's INT8 product on a CPU is written for a compiler. Run eagerly it converts activations in
-several passes over memory, and compiled with bfloat16 activations it leaves the 8-bit units. torch's
-`quantized::linear_dynamic` (FBGEMM) converts, multiplies and rescales in one kernel. It takes float32; as an opaque
-operator it is right in bfloat16, eager and compiled alike. `docs/techniques/quantize.md` has the measurements.
+several passes over memory, and compiled with bfloat16 activations it leaves the 8-bit units. Here the product is an
+opaque operator, right in float32 and bfloat16, eager and compiled alike. Two kernels of torch's are behind it:
+
+- with AMX oneDNN's, which only multiplies. What is around it is plain torch: the input gets a scale for each token, and
+  compiled that becomes part of the code that made the input and of the code that takes the output.
+- without AMX FBGEMM's `quantized::linear_dynamic`, which converts the input with one scale and zero point for the whole
+  tensor, multiplies and rescales at once.
+
+`docs/techniques/quantize.md` has the measurements.
 """
 
 from __future__ import annotations
@@ -11,6 +17,8 @@ from __future__ import annotations
 import itertools
 import warnings
 import weakref
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,53 +26,96 @@ from torch import Tensor, nn
 
 from fewstep.techniques.linears.emulated import shape_of
 
-_packed: dict[int, Any] = {}  # slot -> weights in the kernel's own layout, which no tensor can hold
+TINY = 1e-12  # the least scale of a token, so that one of zeros is no division by zero
+
+
+@dataclass(frozen=True, eq=False)
+class _Product:
+    """Weights (out, in) in oneDNN's own layout, with what it asks for beside them for each output."""
+
+    codes: Tensor
+    scales: Tensor
+    zero_points: Tensor
+
+
+_packed: dict[int, Any] = {}  # slot -> weights in their kernel's own layout, which no tensor of a module can hold
 _slots = itertools.count()
+
+
+# `slot` is a tensor, not a number, so that one compiled graph serves all blocks of a class.
 
 
 @torch.library.custom_op("fewstep::int8_linear", mutates_args=(), device_types="cpu")
 def int8_linear(x: Tensor, slot: Tensor, out_features: int) -> Tensor:
-    """x (…, in) float32 -> (…, out) float32, times the weights packed in `slot`.
-
-    `slot` is a tensor, not a number, so that one compiled graph serves all blocks of a class.
-    """
+    """x (…, in) float32 -> (…, out) float32, times the weights packed in `slot`, by FBGEMM."""
     product: Tensor = torch.ops.quantized.linear_dynamic(x, _packed[int(slot)], False)
     return product
 
 
+@torch.library.custom_op("fewstep::int8_product", mutates_args=(), device_types="cpu")
+def int8_product(codes: Tensor, slot: Tensor, out_features: int) -> Tensor:
+    """codes (…, in) int8 -> (…, out) float32, times the weights packed in `slot` and their scales, by oneDNN."""
+    w: _Product = _packed[int(slot)]
+    product: Tensor = torch.ops.onednn.qlinear_pointwise(
+        codes, 1.0, 0, w.codes, w.scales, w.zero_points, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return product
+
+
 @int8_linear.register_fake
+@int8_product.register_fake
 def _(x: Tensor, slot: Tensor, out_features: int) -> Tensor:
-    return x.new_empty(*x.shape[:-1], out_features)
+    return x.new_empty(*x.shape[:-1], out_features, dtype=torch.float32)
 
 
 class Int8Linear(nn.Module):
-    """`linear` with INT8 weights: symmetric, one scale per output channel; its input is converted per call and tensor.
+    """`linear` with INT8 weights: symmetric, one scale per output channel; its input is converted in each call.
 
     Input and output (…, features) of any floating dtype; the product is accumulated in int32 and rescaled in float32.
+
+    Args:
+        by_token: oneDNN's kernel and a scale for each token, else FBGEMM's and one for the tensor; None: as is quicker
+            on this CPU.
     """
 
     slot: Tensor
+    bias: Tensor | None
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, *, by_token: bool | None = None) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.by_token = has_amx() if by_token is None else by_token
         self.weight = shape_of(linear)
+        bias = None if linear.bias is None else linear.bias.detach().float()
         number = next(_slots)
-        _packed[number] = pack(linear)
+        _packed[number] = _product(linear) if self.by_token else _fbgemm(linear, bias)
         weakref.finalize(self, _packed.pop, number)
         self.register_buffer("slot", torch.tensor(number), persistent=False)
+        self.register_buffer("bias", bias if self.by_token else None)  # FBGEMM has it among its weights
 
     @property
     def stored_bytes(self) -> int:
-        """INT8 weights, a float64 scale and an int64 zero point for each output, and the float32 bias."""
-        return self.out_features * (self.in_features + 8 + 8 + 4)
+        """INT8 weights, a scale and a zero point for each output, and the float32 bias."""
+        scale, zero_point = (4, 4) if self.by_token else (8, 8)
+        return self.out_features * (self.in_features + scale + zero_point + 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        product: Tensor = int8_linear(x.float(), self.slot, self.out_features)
-        return product.to(x.dtype)
+        if not self.by_token:
+            product: Tensor = int8_linear(x.float(), self.slot, self.out_features)
+            return product.to(x.dtype)
+        scale = (x.abs().amax(-1, keepdim=True).float() / 127).clamp(min=TINY)
+        codes = (x / scale).round_().to(torch.int8)
+        product = int8_product(codes, self.slot, self.out_features).mul_(scale)
+        return (product if self.bias is None else product.add_(self.bias)).to(x.dtype)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"in_features={self.in_features}, out_features={self.out_features}, by_token={self.by_token}"
+
+
+@cache
+def has_amx() -> bool:
+    """Whether this CPU has the matrix units for INT8 on which oneDNN is twice as fast as FBGEMM, and more."""
+    return torch.cpu.get_capabilities().get("amx_int8") is True
 
 
 def int8_scales(weight: Tensor) -> Tensor:
@@ -74,24 +125,31 @@ def int8_scales(weight: Tensor) -> Tensor:
 
 
 def can_pack() -> bool:
-    """Whether this torch still has the kernel and the tensor type that it takes."""
+    """Whether this torch still has the kernel for this CPU and what it takes."""
+    if has_amx():
+        return hasattr(torch.ops.onednn, "qlinear_prepack") and hasattr(torch.ops.onednn, "qlinear_pointwise")
     return hasattr(torch, "quantize_per_channel") and hasattr(torch.ops.quantized, "linear_dynamic")
 
 
-def pack(linear: nn.Linear) -> Any:
-    """The layer's weights in INT8, in the layout of torch's kernel for this CPU."""
+def _product(linear: nn.Linear) -> _Product:
+    scales = int8_scales(linear.weight)
+    codes = (linear.weight.detach().double() / scales[:, None]).round().to(torch.int8)
+    zero_points = torch.zeros(linear.out_features, dtype=torch.int32)
+    return _Product(torch.ops.onednn.qlinear_prepack(codes, None), scales.float(), zero_points)
+
+
+def _fbgemm(linear: nn.Linear, bias: Tensor | None) -> Any:
     scales = int8_scales(linear.weight)
     zero_points = torch.zeros(linear.out_features, dtype=torch.int64)
     with warnings.catch_warnings():
         # The tensor type is on its way out of torch, the kernel has no other way in. `can_pack` says when it is gone.
         warnings.filterwarnings("ignore", message=".*quantized tensor creation functions")
         quantized = torch.quantize_per_channel(linear.weight.detach().float(), scales, zero_points, 0, torch.qint8)
-    bias = None if linear.bias is None else linear.bias.detach().float()
     return torch.ops.quantized.linear_prepack(quantized, bias)
 
 
 def rounded_input(x: Tensor) -> Tensor:
-    """`x` as the kernel sees it, in float32: 8 bits without sign, one scale and zero point for the whole tensor."""
+    """`x` as FBGEMM sees it, in float32: 8 bits without sign, one scale and zero point for the whole tensor."""
     low, high = x.float().amin().clamp(max=0), x.float().amax().clamp(min=0)
     step = torch.where(high > low, (high - low) / 255, 1.0)
     zero = (-low / step).round()

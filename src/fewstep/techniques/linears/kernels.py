@@ -17,12 +17,12 @@ from fewstep.numerics.quantized import WHOLE
 from fewstep.numerics.schemes import Scheme
 from fewstep.techniques.linears.ao import torchao_linear
 from fewstep.techniques.linears.emulated import EmulatedLinear
-from fewstep.techniques.linears.int8 import Int8Linear, can_pack, rounded_input
+from fewstep.techniques.linears.int8 import Int8Linear, can_pack, has_amx, rounded_input
 
 Tile = tuple[int, int]  # what a weight's rows and columns must be multiples of
 
 
-def _fbgemm_missing() -> str | None:
+def _int8_missing() -> str | None:
     if can_pack():
         return None
     return f"torch {torch.__version__} no longer has the INT8 kernel that Quantize uses: install torch 2.13."
@@ -60,7 +60,9 @@ def _ao(scheme: str, feature: str | None = None, tile: int = 1, only: torch.dtyp
 # The FP8 and FP4 products take sizes that are multiples of 16 and 32. MXFP8 came with the same GPUs as NVFP4. torchao's
 # INT4 is another arithmetic (a zero point for each group), and low-rank branches pay with fused kernels only.
 KERNELS: dict[tuple[str, str], Kernel] = {
-    ("int8-dynamic", "cpu"): Kernel(Int8Linear, "int8", missing=_fbgemm_missing, rounded=rounded_input),
+    ("int8-dynamic", "cpu"): Kernel(
+        Int8Linear, "int8", missing=_int8_missing, rounded=None if has_amx() else rounded_input
+    ),
     ("int8-dynamic", "cuda"): _ao("int8-dynamic", "int8"),
     ("fp8-dynamic", "cuda"): _ao("fp8-dynamic", "fp8", 16),
     ("fp8-dynamic-tensor", "cuda"): _ao("fp8-dynamic-tensor", "fp8", 16),
