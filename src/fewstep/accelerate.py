@@ -55,6 +55,19 @@ class Accelerated:
             self.engaged.pop().undo()
         self._defaults = {}
 
+    def load_lora_weights(self, *args: Any, **kwargs: Any) -> Any:
+        """The pipeline's own.
+
+        Raises:
+            InputError: over quantized layers, which take no adapter.
+        """
+        if self.engaged and any("linear.weight" in one.claims for one in self.recipe.techniques):
+            raise InputError(
+                "A LoRA is loaded before layers are quantized, and stays precise beside them: "
+                "call remove(), load it into the pipeline, and accelerate again."
+            )
+        return self.pipe.load_lora_weights(*args, **kwargs)
+
     def __getattr__(self, name: str) -> Any:
         if name == "pipe":  # not there yet: a copy or an unpickling is under way
             raise AttributeError(name)

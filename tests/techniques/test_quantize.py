@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from peft import LoraConfig
 from torch import nn
 
 from fewstep.accelerate import accelerate
@@ -80,6 +82,31 @@ def test_full_names_take_the_place_of_the_hints() -> None:
     assert fast.engaged[0].facts["skipped"]["named in 'keep'"] == 2
     (problem,) = Quantize(**SMALL, keep=("transformer.nowhere",)).problems(Model(pipeline()), ABLE)
     assert "transformer.nowhere" in problem
+
+
+def adapted() -> Any:
+    """A pipeline with a LoRA that does something."""
+    pipe = pipeline()
+    targets = ["to_q", "proj_mlp"]
+    pipe.transformer.add_adapter(LoraConfig(r=8, lora_alpha=8, target_modules=targets, init_lora_weights=False))
+    return pipe
+
+
+def test_a_lora_stays_precise_beside_quantized_layers() -> None:
+    pipe = adapted()
+    with_lora, without = run(pipe), run(pipeline())
+    fast = accelerate(pipe, Quantize(min_features=8), ABLE)
+    assert fast.engaged[0].facts["skipped"]["of a LoRA adapter"] == 10  # of three layers of attention and two of MLPs
+    assert isinstance(pipe.transformer.transformer_blocks[0].attn.to_q.base_layer, Int8Linear)
+    assert distance(run(fast), with_lora) < 0.1 * distance(without, with_lora)
+    fast.remove()
+    assert torch.equal(run(pipe), with_lora)
+
+
+def test_a_lora_over_quantized_layers_is_refused_with_the_way_to_do_it() -> None:
+    fast = accelerate(pipeline(), Quantize(min_features=8), ABLE)
+    with pytest.raises(InputError, match="loaded before layers are quantized"):
+        fast.load_lora_weights("anything")
 
 
 def test_the_picture_stays() -> None:

@@ -16,6 +16,8 @@ from fewstep.models.model import Model
 from fewstep.numerics.schemes import Scheme
 from fewstep.techniques.linears.kernels import Tile
 
+ADAPTER = frozenset({"lora_A", "lora_B"})  # peft's names for the two small matrices beside a layer
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -67,6 +69,8 @@ def skip_reason(path: str, shape: tuple[int, ...], *, skip: tuple[str, ...], lea
     `skip` holds substrings of paths; `least` is the fewest features on either side; out and in must be multiples of
     `tile`.
     """
+    if not ADAPTER.isdisjoint(path.split(".")):
+        return "of a LoRA adapter"
     if any(part in path for part in skip):
         return "named in 'skip'"
     if min(shape) < least:
