@@ -2,6 +2,7 @@
 
     python benchmarks/quantize.py speed [--rounds 5] [--no-compile]
     python benchmarks/quantize.py quality [--prompts 64] [--steps 16] [--schemes nvfp4 …] [--budgets 0.05]
+    python benchmarks/quantize.py memory [--width 1536]
 
 speed: a Flux of about 80 million random parameters, 1024 image tokens, one call of the denoiser; every scheme that has
 a kernel here, in the layers that it is meant for and everywhere, alone, compiled and on bfloat16. Rows run in turn; a
@@ -11,16 +12,25 @@ quality: zoo:shapes and its 4-step student under every scheme, emulated where no
 Fréchet distance, and PSNR to the same seeds without quantization, beside the noise floor (the same model in bfloat16,
 where the machine has that). With --budgets the layers are chosen by measurement too.
 
-Writes out/benchmarks/quantize-speed.json and quantize-quality.json.
+memory: `fewstep quantize` of a larger Flux in shards, each scheme in a process of its own; what its private memory
+rises by, beside the size of what it writes and of the largest layer in the dtype that it is stored in. Pages of the
+files that it reads, which the system may drop at any time, are not private.
+
+Writes out/benchmarks/quantize-speed.json, quantize-quality.json and quantize-memory.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +40,8 @@ from diffusers import FluxTransformer2DModel
 import fewstep
 from fewstep.bench import results
 from fewstep.bench.quality import psnr
-from fewstep.bench.timing import interleaved, measured, speedup
+from fewstep.bench.timing import MB, SAMPLE_EVERY, interleaved, measured, now, speedup
+from fewstep.checkpoints.make import make
 from fewstep.machine import Machine
 from fewstep.models.model import Model
 from fewstep.numerics.schemes import SCHEMES
@@ -60,9 +71,11 @@ def main() -> None:
     quality.add_argument("--steps", type=int, default=16, help="of the teacher")
     quality.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=list(SCHEMES))
     quality.add_argument("--budgets", nargs="*", type=float, default=[], help="relative errors of the output")
+    memory = parts.add_parser("memory")
+    memory.add_argument("--width", type=int, default=1536, help="of the model; its parameters grow by the square")
     options = parser.parse_args()
     warnings.simplefilter("ignore", RuntimeWarning)  # that emulation is no speed-up, which every row says
-    rows = list(speeds(options) if options.part == "speed" else qualities(options))
+    rows = list({"speed": speeds, "quality": qualities, "memory": memories}[options.part](options))
     print(results.save(f"quantize-{options.part}", rows))
 
 
@@ -102,17 +115,17 @@ def speeds(options: argparse.Namespace) -> Iterator[Row]:
         yield row
 
 
-def transformer() -> FluxTransformer2DModel:
+def transformer(width: int = WIDTH) -> FluxTransformer2DModel:
     torch.manual_seed(0)
     return FluxTransformer2DModel(
         in_channels=64,
         num_layers=3,
         num_single_layers=4,
-        attention_head_dim=WIDTH // HEADS,
+        attention_head_dim=width // HEADS,
         num_attention_heads=HEADS,
         joint_attention_dim=512,
         pooled_projection_dim=256,
-        axes_dims_rope=(8, 28, 28),
+        axes_dims_rope=(width // HEADS // 8, *[width // HEADS * 7 // 16] * 2),
     ).eval()
 
 
@@ -219,6 +232,64 @@ def settings(options: argparse.Namespace) -> Iterator[tuple[str, Technique | Non
         yield name, scheme
         for budget in options.budgets:
             yield f"{name}, error ≤ {budget:g}", replace(scheme, budget=budget)
+
+
+# Memory of making a checkpoint.
+
+
+def memories(options: argparse.Namespace) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as place:
+        source = Path(place, "model")
+        plain = transformer(options.width).bfloat16()
+        largest = max(module.weight.nbytes for module in plain.modules() if isinstance(module, torch.nn.Linear))
+        parameters = sum(p.numel() for p in plain.parameters())
+        plain.save_pretrained(source, max_shard_size="200MB")
+        del plain
+        for scheme in ("fp8-dynamic", "mxfp8", "nvfp4"):
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+                risen, written, seconds = alone.submit(risen_by, source, Path(place, scheme), scheme).result()
+            bound = written + 2 * largest
+            row = {
+                "scheme": scheme,
+                "parameters": parameters,
+                "seconds": seconds,
+                "risen_mb": risen / MB,
+                "written_mb": written / MB,
+                "largest_layer_mb": largest / MB,
+                "of_the_bound": risen / bound,
+            }
+            print(
+                f"{scheme:12} {parameters / 1e6:.0f}M parameters  private memory +{row['risen_mb']:.0f} MB  written "
+                f"{row['written_mb']:.0f} MB  largest layer {row['largest_layer_mb']:.0f} MB  {seconds:.1f} s"
+            )
+            yield row
+
+
+def risen_by(source: Path, out: Path, scheme: str) -> tuple[int, int, float]:
+    """Bytes that this process's private memory rose by while it made the checkpoint, bytes written, and seconds."""
+    before = private()
+    highest, done = before, threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.wait(SAMPLE_EVERY):
+            highest = max(highest, private())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    start = now()
+    try:
+        made = make(source, out, SCHEMES[scheme])
+    finally:
+        done.set()
+        watcher.join()
+    return highest - before, made.bytes_after, now() - start
+
+
+def private() -> int:
+    """Bytes of this process that are no pages of files, as Linux counts them."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("RssAnon:")[1].split()[0])
 
 
 if __name__ == "__main__":
