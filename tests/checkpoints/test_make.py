@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,26 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert pipe.fewstep_manifest is not None
     pipe.fewstep_manifest.write(folder)
     return folder
+
+
+def on_the_hub(folder: Path, name: str, cache: Path) -> None:
+    """A pipeline's folder as the hub's cache keeps it, so that its id can be loaded without a network."""
+    place = cache / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, place / "snapshots" / "abc")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("abc")
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_a_hub_id_is_loaded_as_its_folder(few: bool, plain: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "made" if few else plain
+    if few:
+        make(plain, folder, SCHEMES["nvfp4"], rules=ALL)
+    on_the_hub(folder, "somebody/model", tmp_path / "cache")
+    pipe = fewstep.load("somebody/model", cache_dir=tmp_path / "cache")
+    assert any(isinstance(m, EmulatedLinear) for m in pipe.transformer.modules()) == few
+    assert torch.equal(run(pipe), run(fewstep.load(folder)))
+    assert pipe.fewstep_manifest.call == fewstep.load(plain).fewstep_manifest.call
 
 
 @pytest.mark.parametrize(("format", "scheme"), HELD)

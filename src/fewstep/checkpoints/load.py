@@ -23,6 +23,7 @@ from fewstep.checkpoints.verify import misfits
 from fewstep.errors import CheckpointError, InputError
 from fewstep.files import read_json
 from fewstep.models import load as plain
+from fewstep.models.manifest import FILE
 from fewstep.numerics.elements import E4M3
 from fewstep.numerics.quantized import Layout, Quantized, fake
 from fewstep.numerics.schemes import PER_TENSOR, Scheme
@@ -179,24 +180,12 @@ def _config_folder(base: str | Path) -> Path:
 
 def _from_hub(name: str, kwargs: Mapping[str, Any]) -> DiffusionPipeline:
     """A pipeline of the hub; where ModelOpt quantized its transformer, the whole is fetched and loaded from there."""
-    options = {key: value for key, value in kwargs.items() if key in _FETCH}
-    config = _fetched(name, "transformer/config.json", options)
+    config = plain.fetched(name, "transformer/config.json", kwargs)
     if config is None or _method(config.parent) not in OURS:
         return plain.load(name, **kwargs)
     from diffusers import DiffusionPipeline
 
+    options = {key: kwargs[key] for key in plain.HUB_OPTIONS if key in kwargs}
     folder = DiffusionPipeline.download(name, **options)
-    return load(folder, **{key: value for key, value in kwargs.items() if key not in _FETCH})
-
-
-_FETCH = ("revision", "cache_dir", "token", "local_files_only", "force_download")
-
-
-def _fetched(name: str, file: str, options: Mapping[str, Any]) -> Path | None:
-    """A file of a hub repository; None where it has none or can't be reached (then loading the pipeline says why)."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(name, file, **options))
-    except (OSError, ValueError):  # what the hub's own errors derive from
-        return None
+    plain.fetched(name, FILE, kwargs)  # what diffusers leaves behind; it comes to lie in the same folder
+    return load(folder, **{key: value for key, value in kwargs.items() if key not in options})

@@ -7,7 +7,7 @@ import inspect
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewstep.errors import CheckpointError, InputError
 from fewstep.files import read_json
-from fewstep.models.manifest import Manifest
+from fewstep.models.manifest import FILE, Manifest
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ZOO = Path(__file__).parents[1] / "zoo" / "weights"
 INDEX = "model_index.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 
 
 def load(source: str | Path, **kwargs: Any) -> DiffusionPipeline:
@@ -44,7 +45,10 @@ def load(source: str | Path, **kwargs: Any) -> DiffusionPipeline:
     if not {"dtype", "torch_dtype"} & set(kwargs):
         kwargs["dtype"] = torch.float32
     if isinstance(place, str):
-        return _from_pretrained(DiffusionPipeline, place, kwargs)
+        pipe = _from_pretrained(DiffusionPipeline, place, kwargs)
+        said = fetched(place, FILE, kwargs)
+        manifest = Manifest.read(said.parent) if said else None
+        return with_defaults(pipe, manifest) if manifest else pipe
     manifest = Manifest.read(place)
     for folder in component_folders(place).values():
         _check_weights(folder)
@@ -68,6 +72,19 @@ def resolve(source: str | Path) -> Path | str:
     if isinstance(source, str) and HUB_ID.fullmatch(text) and not text.startswith("."):
         return text
     raise InputError(f"There is no folder {text}: name a pipeline folder, a hub id like 'owner/name', or 'zoo:NAME'.")
+
+
+def fetched(name: str, file: str, options: Mapping[str, Any]) -> Path | None:
+    """A file of a hub repository; None where it has none or can't be reached (then loading the pipeline says why).
+
+    Of `options` those that say from where and how it is fetched (`HUB_OPTIONS`) are taken.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, file, **{key: options[key] for key in HUB_OPTIONS if key in options}))
+    except (OSError, ValueError):  # what the hub's own errors derive from
+        return None
 
 
 def _zoo_folder(name: str) -> Path:
