@@ -115,6 +115,13 @@ def test_a_configuration_file_runs_it_and_shares_the_teachers_parts(teacher, tmp
         run({"prompts": PROMPTS, "out": str(tmp_path), "teacher": "./none"})
 
 
+def test_another_guidance_of_the_teacher_ends_up_inside_the_student(teacher, tmp_path):
+    job = Job(PROMPTS, tmp_path, steps=2, call={"true_cfg_scale": 1.5}, **SMALL)
+    manifest = manifest_of(load(distill(teacher, job, show=False)))
+    assert manifest is not None
+    assert manifest.call["true_cfg_scale"] == 1.0
+
+
 @pytest.mark.parametrize(("kind", "start"), [(DDIMScheduler, 999.0), (EulerDiscreteScheduler, 14.61)])
 @pytest.mark.parametrize("method", ["kd", "dmd2"])
 def test_a_noise_predicting_unet_is_distilled_on_its_own_schedule(tmp_path, kind, start, method):

@@ -129,7 +129,7 @@ class PipelineJob:
             self.pipe,
             folder,
             manifest,
-            self.example,
+            {name: value for name, value in self.example.items() if name not in job.call},  # that, guidance off, it has
             component=self.component,
             share=Path(str(self.pipe.config.get("_name_or_path", ""))) if job.share else None,
             stored=job.stored,
