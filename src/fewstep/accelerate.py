@@ -11,7 +11,7 @@ from fewstep.errors import InputError, RecipeError, bad_value
 from fewstep.machine import Machine
 from fewstep.models.model import Model
 from fewstep.recipe import Recipe, RecipeSource
-from fewstep.techniques import Engaged
+from fewstep.techniques import Engaged, Quantize
 
 
 class Accelerated:
@@ -61,7 +61,7 @@ class Accelerated:
         Raises:
             InputError: over quantized layers, which take no adapter.
         """
-        if self.engaged and any("linear.weight" in one.claims for one in self.recipe.techniques):
+        if any(one.name == Quantize.name for one in self.engaged):
             raise InputError(
                 "A LoRA is loaded before layers are quantized, and stays precise beside them: "
                 "call remove(), load it into the pipeline, and accelerate again."

@@ -109,6 +109,14 @@ def test_a_lora_over_quantized_layers_is_refused_with_the_way_to_do_it() -> None
         fast.load_lora_weights("anything")
 
 
+def test_a_lora_over_other_techniques_is_the_pipelines_own_affair(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = accelerate(pipeline(), Precision(), ABLE)
+    asked: list[str] = []
+    monkeypatch.setattr(type(fast.pipe), "load_lora_weights", lambda self, source: asked.append(source))
+    fast.load_lora_weights("anything")
+    assert asked == ["anything"]
+
+
 def test_the_picture_stays() -> None:
     pipe = pipeline()
     plain = run(pipe)
