@@ -4,7 +4,7 @@
     python benchmarks/quantize.py quality [--prompts 64] [--steps 16] [--schemes nvfp4 …] [--budgets 0.05]
     python benchmarks/quantize.py memory [--width 1536]
 
-speed: a Flux of about 80 million random parameters, 1024 image tokens, one call of the denoiser; every scheme that has
+speed: a Flux of 102 million random parameters, 1024 image tokens, one call of the denoiser; every scheme that has
 a kernel here, in the layers that it is meant for and everywhere, alone, compiled and on bfloat16. Rows run in turn; a
 speed-up is the median of the ratios within a round. A row that is slower than its like without quantization says so.
 
@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import copy
 import tempfile
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -40,7 +39,7 @@ from diffusers import FluxTransformer2DModel
 import fewstep
 from fewstep.bench import results
 from fewstep.bench.quality import psnr
-from fewstep.bench.timing import MB, SAMPLE_EVERY, interleaved, measured, now, speedup
+from fewstep.bench.timing import MB, interleaved, measured, now, sampled, speedup
 from fewstep.checkpoints.make import make
 from fewstep.machine import Machine
 from fewstep.models.model import Model
@@ -267,23 +266,10 @@ def memories(options: argparse.Namespace) -> Iterator[Row]:
 
 def risen_by(source: Path, out: Path, scheme: str) -> tuple[int, int, float]:
     """Bytes that this process's private memory rose by while it made the checkpoint, bytes written, and seconds."""
-    before = private()
-    highest, done = before, threading.Event()
-
-    def watch() -> None:
-        nonlocal highest
-        while not done.wait(SAMPLE_EVERY):
-            highest = max(highest, private())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
     start = now()
-    try:
+    with sampled(private) as seen:
         made = make(source, out, SCHEMES[scheme])
-    finally:
-        done.set()
-        watcher.join()
-    return highest - before, made.bytes_after, now() - start
+    return max(seen) - seen[0], made.bytes_after, now() - start
 
 
 def private() -> int:

@@ -162,19 +162,25 @@ def peak_memory(device: str) -> Iterator[Peak]:
         torch.cuda.synchronize()
         peak.rise_mb = (torch.cuda.max_memory_allocated() - before) / MB
         return
-    with _sampled_rss() as seen:
+    with sampled(_resident()) as seen:
         yield peak
     peak.rise_mb = (max(seen) - seen[0]) / MB
 
 
+def _resident() -> Callable[[], int]:
+    process = psutil.Process()
+    return lambda: int(process.memory_info().rss)
+
+
 @contextmanager
-def _sampled_rss() -> Iterator[list[int]]:
-    process, stop = psutil.Process(), threading.Event()
-    seen = [process.memory_info().rss]
+def sampled(read: Callable[[], int]) -> Iterator[list[int]]:
+    """What `read` gives before the block, every 2 ms inside, and after it."""
+    stop = threading.Event()
+    seen = [read()]
 
     def watch() -> None:
         while not stop.wait(SAMPLE_EVERY):
-            seen.append(process.memory_info().rss)
+            seen.append(read())
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -183,7 +189,7 @@ def _sampled_rss() -> Iterator[list[int]]:
     finally:
         stop.set()
         thread.join()
-        seen.append(process.memory_info().rss)
+        seen.append(read())
 
 
 def _give_back_freed() -> None:
