@@ -4,13 +4,17 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from fewstep.errors import InputError
-from fewstep.zoo.shapes.train import Settings, train
+from fewstep.zoo.shapes import data
+from fewstep.zoo.shapes.layout import layout
+from fewstep.zoo.shapes.scenes import sample_scene
+from fewstep.zoo.shapes.train import DRAWN, GHOST_FROM, Settings, ends_of_parts, haunted, train
 from fewstep.zoo.steps import Steps
 
 TINY = Settings(
@@ -121,3 +125,31 @@ def test_what_a_run_can_not_go_on_from_is_told_before_it_starts(
     with pytest.raises(InputError, match="its vae differs"):
         train(tmp_path / "second", replace(TINY, start=str(first)))
     assert not (tmp_path / "second" / "pictures.npy").exists()
+
+
+def test_a_batch_holds_as_many_scenes_of_each_count_as_asked(tmp_path: Path) -> None:
+    counts = data.counts(tmp_path, 400)
+    assert counts[:20].tolist() == [len(sample_scene(np.random.default_rng(seed)).things) for seed in range(20)]
+    ends = ends_of_parts(counts)
+    parts = np.diff(ends, prepend=0)
+    assert {count: pytest.approx(parts[counts == count].sum()) for count in DRAWN} == DRAWN
+    assert np.searchsorted(ends, [0.0, np.nextafter(1.0, 0.0)], side="right").tolist() == [0, 399]
+
+
+def test_counts_that_no_scene_has_are_not_drawn() -> None:
+    assert ends_of_parts(np.array([1, 2, 1], dtype=np.int8)).tolist() == pytest.approx([1 / 6, 5 / 6, 1])
+
+
+def test_ghosts_are_the_objects_of_another_picture_where_the_noise_is_strong() -> None:
+    scenes = [sample_scene(np.random.default_rng(seed)) for seed in range(3)]
+    shown = torch.tensor(np.stack([layout(scene) for scene in scenes]))
+    x0 = torch.randn(3, 64, 48, generator=torch.Generator().manual_seed(0))
+    t, strength = torch.tensor([0.9, GHOST_FROM - 0.01, 0.9]), torch.tensor([0.3, 0.3, 0.0])
+    changed = (haunted(x0, shown, t, strength) - x0).abs().sum(-1)
+    assert changed[1:].count_nonzero() == 0
+    others = shown[2, :, :6].sum(-1)
+    assert torch.equal(changed[0] > 0, others > 0)
+    inside = int(others.argmax())
+    assert torch.allclose(
+        haunted(x0, shown, t, strength)[0, inside], x0[0, inside].lerp(x0[2, inside], 0.3 * others[inside].clamp(max=1))
+    )

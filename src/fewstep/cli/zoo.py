@@ -84,6 +84,10 @@ def train(
     vae_steps: Annotated[int | None, typer.Option(help="Training steps of the autoencoder.")] = None,
     text_steps: Annotated[int | None, typer.Option(help="Training steps of the text encoders.")] = None,
     teacher_steps: Annotated[int | None, typer.Option(help="Training steps of the diffusion model.")] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Times the diffusion model's learning rates: below 1 to go on from good weights."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the weights and the order of the data.")] = None,
     start: Annotated[str | None, typer.Option(help="A pipeline to go on from: zoo:NAME or a folder.")] = None,
     new_text: Annotated[
@@ -102,12 +106,13 @@ def train(
         "vae_steps": vae_steps,
         "text_steps": text_steps,
         "teacher_steps": teacher_steps,
+        "rate": rate,
         "seed": seed,
         "start": start,
         "new_text": new_text,
     }
     settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    for key in settings.keys() - {"seed", "start", "new_text"}:
+    for key in settings.keys() - {"rate", "seed", "start", "new_text"}:
         at_least(1, settings[key], f"--{key.replace('_', '-')}", "fewstep zoo train")
     if new_text and start is None:
         raise InputError("--new-text says what to replace in the pipeline that --start names, and there is no --start.")

@@ -34,6 +34,7 @@ Latents = NDArray[np.float16]
 Tokens = NDArray[np.int16]
 Layouts = NDArray[np.float16]
 Readings = NDArray[np.int8]
+Counts = NDArray[np.int8]
 
 
 def pictures(out: Path, scenes: int) -> Pixels:
@@ -65,6 +66,14 @@ def layouts(out: Path, scenes: int) -> Layouts:
     path = out / "layouts.npy"
     if not path.exists():
         _in_parallel(path, _lay_out, scenes, (scenes, GRID * GRID, COLUMNS), np.float16)
+    return _mapped(path)
+
+
+def counts(out: Path, scenes: int) -> Counts:
+    """How many objects each scene holds, shape (scenes,)."""
+    path = out / "counts.npy"
+    if not path.exists():
+        _in_parallel(path, _count, scenes, (scenes,), np.int8)
     return _mapped(path)
 
 
@@ -112,6 +121,11 @@ def _draw(start: int, scenes: int) -> Pixels:
 def _lay_out(start: int, scenes: int) -> Layouts:
     shown = [layout(sample_scene(np.random.default_rng(seed))) for seed in _chunk(start, scenes)]
     return np.asarray(shown, dtype=np.float16)
+
+
+def _count(start: int, scenes: int) -> Counts:
+    held = [len(sample_scene(np.random.default_rng(seed)).things) for seed in _chunk(start, scenes)]
+    return np.asarray(held, dtype=np.int8)
 
 
 def _word(start: int, scenes: int) -> Tokens:

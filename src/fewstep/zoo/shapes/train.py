@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, FluxPipeline
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fewstep.errors import InputError
@@ -26,15 +27,18 @@ from fewstep.models.load import load
 from fewstep.models.manifest import Manifest
 from fewstep.muon import Muon
 from fewstep.zoo.shapes import data
-from fewstep.zoo.shapes.data import WORDINGS, Latents, Pixels, as_images, as_tokens
+from fewstep.zoo.shapes.data import WORDINGS, Counts, Latents, Pixels, as_images, as_tokens
 from fewstep.zoo.shapes.pipeline import CALL, PROMPT_TOKENS, build_pipeline
 from fewstep.zoo.shapes.reading import COLUMNS, misread
-from fewstep.zoo.shapes.scenes import IMAGE_SIZE
+from fewstep.zoo.shapes.scenes import IMAGE_SIZE, SHAPES
 from fewstep.zoo.steps import Steps
 
 TEXT_ENCODERS = ("text_encoder_2", "text_encoder")  # the T5, whose tokens are read, and the CLIP
-DECAY_FROM = 0.5  # of the teacher's steps: from there on the rates fall
+DECAY_FROM = 0.3  # of the teacher's steps: from there on the rates fall
 NOISE_MEAN, NOISE_STD = 1.4, 1.2  # of logit(t): half of the samples are where it is decided how many objects there are
+# How often a batch holds scenes of so many objects: the harder ones more often than prompts ask for them.
+DRAWN = {1: 0.2, 2: 0.4, 3: 0.2, 4: 0.2}
+GHOST, GHOST_FROM = 0.4, 0.5  # how strong another picture's objects show in a noised one at most, and from which t on
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Settings:
     teacher_batch: int = 64
     muon_rate: float = 5e-3  # the matrices of the transformer's blocks
     adam_rate: float = 1e-3  # everything else
+    rate: float = 1.0  # times both of these
     prompt_dropout: float = 0.1  # how often a prompt is left out, which is what guidance needs
     align: float = 0.5  # weight of reading the scene from inside the transformer; fades out before the rates fall
     ema: float = 0.999
@@ -181,6 +186,8 @@ def _trained_pipeline(out: Path, settings: Settings, pipe: FluxPipeline, latents
 
     Noise levels are logit-normal (arXiv 2403.03206, section 3.1), with most of them where the picture's composition is
     decided: a prompt that is not met has nearly always been lost between t = 0.95 and 0.75.
+    There, ghosts of other objects stand in x_t, and v leads past them to x0: a sampler's own x_t has such half-drawn
+    objects, which noised pictures have not, and they grew to one object too many.
     At first it must also tell from its middle what the clean picture shows (`layout`), by a linear head that is thrown
     away: the objects come out earlier so.
     """
@@ -194,6 +201,7 @@ def _trained_pipeline(out: Path, settings: Settings, pipe: FluxPipeline, latents
     if settings.compile:
         predict = torch.compile(predict)
     empty = torch.from_numpy(as_tokens(pipe.tokenizer, [""])).to(device)
+    ends = ends_of_parts(data.counts(out, settings.scenes))
     head = nn.Linear(pipe.transformer.inner_dim, layouts.shape[-1]).to(device)
     seen = torch.from_numpy(layouts[:4000].astype(np.float32)).to(device)
     centre, spread = seen.mean((0, 1)), seen.std((0, 1)) + 1e-3
@@ -201,7 +209,7 @@ def _trained_pipeline(out: Path, settings: Settings, pipe: FluxPipeline, latents
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng((settings.seed, step))
         noise_rng = torch.Generator(device).manual_seed(settings.seed * 1_000_003 + step)
-        rows = np.sort(rng.integers(0, len(latents), settings.teacher_batch))
+        rows = np.sort(np.searchsorted(ends, rng.random(settings.teacher_batch), side="right"))
         x0 = torch.from_numpy(latents[rows].astype(np.float32)).to(device)
         shown = torch.from_numpy(layouts[rows].astype(np.float32)).to(device)
         ids = torch.from_numpy(tokens[rows, rng.integers(0, WORDINGS, len(rows))]).to(device)
@@ -209,12 +217,14 @@ def _trained_pipeline(out: Path, settings: Settings, pipe: FluxPipeline, latents
         ids = torch.where(dropped[:, None], empty, ids).long()
         noise = torch.randn(x0.shape, generator=noise_rng, device=device)
         t = torch.sigmoid(NOISE_STD * torch.randn(len(rows), generator=noise_rng, device=device) + NOISE_MEAN)
-        x_t = torch.lerp(x0, noise, t[:, None, None])
+        strength = GHOST * torch.rand(len(rows), generator=noise_rng, device=device)
+        x_t = torch.lerp(haunted(x0, shown, t, strength), noise, t[:, None, None])
         with _autocast(device):
             v, middle = predict(x_t, ids, t)
             told = head(middle)
         aligned = settings.align * max(0.0, 1 - step / (DECAY_FROM * settings.teacher_steps))
-        return F.mse_loss(v.float(), noise - x0) + aligned * F.mse_loss(told.float(), (shown - centre) / spread)
+        drawing = F.mse_loss(v.float(), (x_t - x0) / t[:, None, None])
+        return drawing + aligned * F.mse_loss(told.float(), (shown - centre) / spread)
 
     steps = Steps(out / "teacher.pt", settings.teacher_steps, settings.save_every, DECAY_FROM, ema=settings.ema)
     averages = steps.run("teacher", [pipe.transformer, head], _optimizers(pipe.transformer, head, settings), loss)
@@ -222,6 +232,24 @@ def _trained_pipeline(out: Path, settings: Settings, pipe: FluxPipeline, latents
     with replacing(folder) as aside:
         write_pipeline(pipe.to("cpu"), aside, asdict(settings))
     return folder
+
+
+def ends_of_parts(counts: Counts) -> NDArray[np.float64]:
+    """Where in [0, 1] the part of each scene ends: a scene is drawn by the first end above an even random number."""
+    each = np.zeros(len(counts))
+    for count, share in DRAWN.items():
+        held = counts == count
+        each[held] = share / max(1, held.sum())
+    ends = np.cumsum(each)
+    return ends / ends[-1]
+
+
+def haunted(x0: Tensor, shown: Tensor, t: Tensor, strength: Tensor) -> Tensor:
+    """`x0` with the objects of the batch's next picture over it, as ghosts of `strength` in [0, 1], shape (batch,),
+    where t says that it is still being decided what there is."""
+    covered = shown.roll(1, 0)[..., : len(SHAPES)].sum(-1, keepdim=True).clamp(max=1)
+    seen = (strength * (t > GHOST_FROM))[:, None, None] * covered
+    return torch.lerp(x0, x0.roll(1, 0), seen)
 
 
 def write_pipeline(pipe: FluxPipeline, folder: Path, settings: dict[str, Any]) -> None:
@@ -263,8 +291,8 @@ def _optimizers(transformer: nn.Module, head: nn.Module, settings: Settings) -> 
     chosen = {id(p) for p in matrices}
     others = [p for part in (transformer, head) for p in part.parameters() if id(p) not in chosen]
     return [
-        Muon(matrices, lr=settings.muon_rate, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=settings.adam_rate, betas=(0.9, 0.98), weight_decay=0.01),
+        Muon(matrices, lr=settings.rate * settings.muon_rate, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=settings.rate * settings.adam_rate, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 
 
