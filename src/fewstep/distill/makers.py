@@ -13,7 +13,7 @@ from fewstep.distill.methods.adversary import Adversary, Gan
 from fewstep.distill.methods.backward import Rollout, Stepping
 from fewstep.distill.methods.consistency import Consistency, Shrinking
 from fewstep.distill.methods.discriminator import FeatureDiscriminator
-from fewstep.distill.methods.dmd2 import DMD2
+from fewstep.distill.methods.dmd2 import DMD2, EVERYWHERE
 from fewstep.distill.methods.f_distill import Divergence, FDistill
 from fewstep.distill.methods.finetune import Finetune
 from fewstep.distill.methods.flow_map import FlowMap
@@ -123,8 +123,10 @@ def flow_map(given: Given, *, part: float = 0.25, huber: float = 0.0) -> FlowMap
     return FlowMap(given.student, given.teacher, part=part, huber=huber)
 
 
-def dmd2(given: Given, *, critic_steps: int = 5, simulated: bool = True) -> DMD2:
-    return DMD2(given.student, given.teacher, given.critic, given.rollout(simulated), critic_steps)
+def dmd2(
+    given: Given, *, critic_steps: int = 5, simulated: bool = True, guided: tuple[float, float] = EVERYWHERE
+) -> DMD2:
+    return DMD2(given.student, given.teacher, given.critic, given.rollout(simulated), critic_steps, guided=guided)
 
 
 def dmd2_gan(
@@ -132,11 +134,13 @@ def dmd2_gan(
     *,
     critic_steps: int = 5,
     simulated: bool = True,
+    guided: tuple[float, float] = EVERYWHERE,
     weight: float = 3e-3,
     kind: Adversary = "softplus",
     r1: float = 0.0,
 ) -> DMD2:
-    return replace(dmd2(given, critic_steps=critic_steps, simulated=simulated), gan=given.gan(weight, kind, r1))
+    matching = dmd2(given, critic_steps=critic_steps, simulated=simulated, guided=guided)
+    return replace(matching, gan=given.gan(weight, kind, r1))
 
 
 def f_distill(
@@ -145,10 +149,11 @@ def f_distill(
     divergence: Divergence = "js",
     critic_steps: int = 5,
     simulated: bool = True,
+    guided: tuple[float, float] = EVERYWHERE,
     weight: float = 3e-3,
     r1: float = 0.0,
 ) -> FDistill:
-    matching = dmd2_gan(given, critic_steps=critic_steps, simulated=simulated, weight=weight, r1=r1)
+    matching = dmd2_gan(given, critic_steps=critic_steps, simulated=simulated, guided=guided, weight=weight, r1=r1)
     return FDistill(matching, divergence)
 
 

@@ -172,7 +172,29 @@ def test_a_traced_pipeline_is_trained_with_guidance_in_three_networks_or_one(sha
     assert not has_gradient(traced.module)
 
 
+def test_the_teacher_is_guided_between_these_noise_levels_only():
+    traced = trace(pipeline(), **{**CALL, "num_inference_steps": 4, "prompt": ["a red ring", "a blue cross"]})
+    method = DMD2(fitted(), traced, Critic(fitted()), ONE, guided=(0.5, 0.9))
+    told = traced.with_module(traced.module, guided=False)
+    x_t = traced.noise.repeat(2, *[1] * (traced.noise.dim() - 1))
+    cond = traced.condition(prompt=["a red ring", "a blue cross"] * 2)
+    t = torch.tensor([0.3, 0.5, 0.9, 0.95], dtype=torch.float64)
+    with torch.no_grad():
+        real = method.real(x_t, t, cond)
+        guided, plain = guess(traced, x_t, t, cond), guess(told, x_t, t, cond)
+    assert not torch.equal(guided, plain)
+    assert torch.equal(real, torch.stack([plain[0], guided[1], guided[2], plain[3]]))
+
+
+def test_noise_levels_for_a_teacher_without_guidance_are_an_error():
+    method = DMD2(fitted(), exact(), Critic(fitted()), ONE, guided=(0.5, 1.0))
+    with pytest.raises(InputError, match="it is not guided at all"):
+        method.student_loss(batch(), generator())
+
+
 def test_values_that_do_not_fit_are_one_sentence():
+    with pytest.raises(InputError, match="'guided' of DMD2 must be two rising numbers"):
+        DMD2(fitted(), exact(), Critic(fitted()), ONE, guided=(0.9, 0.5))
     with pytest.raises(InputError, match=r"^The 'critic_steps' of DMD2 must be at least 1"):
         DMD2(fitted(), exact(), Critic(fitted()), ONE, critic_steps=0)
     with pytest.raises(InputError, match="'critic_weight' needs a discriminator on the features of the critic"):

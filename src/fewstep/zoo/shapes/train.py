@@ -240,8 +240,8 @@ def ends_of_parts(counts: Counts) -> NDArray[np.float64]:
     for count, share in DRAWN.items():
         held = counts == count
         each[held] = share / max(1, held.sum())
-    ends = np.cumsum(each)
-    return ends / ends[-1]
+    ends: NDArray[np.float64] = np.cumsum(each)
+    return np.asarray(ends / ends[-1])
 
 
 def haunted(x0: Tensor, shown: Tensor, t: Tensor, strength: Tensor) -> Tensor:
