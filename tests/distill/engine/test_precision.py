@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import nn
 
-from fewstep.distill.engine.precision import checkpointed, compiled, uncompiled
+from fewstep.distill.engine.precision import checkpointed, compiled, plain_attention, uncompiled
 from fewstep.errors import InputError, MachineError
 from fewstep.machine import Machine
 from tests.distill import pipes
@@ -83,3 +84,20 @@ def test_a_network_that_can_not_recompute_says_so():
             checkpointed(modules),
         ):
             pass
+
+
+def test_plain_attention_gives_the_same_gradients_on_a_cpu_and_is_taken_back():
+    module = pipes.pipeline().transformer.requires_grad_(True)
+    processors = [part.processor for part in module.modules() if hasattr(part, "processor")]
+    own = processors[0]
+    own._attention_backend = AttentionBackendName.NATIVE
+    fused, _ = gradients(module)
+    with plain_attention([module], torch.device("cpu")):
+        assert own._attention_backend is AttentionBackendName.NATIVE
+        assert {one._attention_backend for one in processors[1:]} == {AttentionBackendName._NATIVE_MATH}
+        plain, _ = gradients(module)
+    assert {one._attention_backend for one in processors[1:]} == {None}
+    for a, b in zip(fused, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+    with plain_attention([module], torch.device("cuda")):
+        assert {one._attention_backend for one in processors[1:]} == {None}

@@ -1,4 +1,4 @@
-"""Faster and smaller passes: bfloat16 autocast, compilation and activation checkpointing that can be taken back."""
+"""Faster and smaller passes: bfloat16 autocast, compilation, checkpointing and attention that can be taken back."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch._dynamo
+from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import nn
 
 from fewstep.errors import InputError, MachineError, bad_value
@@ -93,6 +94,24 @@ def checkpointed(modules: Mapping[str, nn.Module], wanted: bool = True) -> Itera
     finally:
         for part in parts:
             part.disable_gradient_checkpointing()
+
+
+@contextmanager
+def plain_attention(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
+    """On a CPU, attention inside these modules of diffusers is two products and a softmax in the block.
+
+    The fused attention's backward is slow there (docs/log.md). Attention with a backend of its own keeps it.
+    """
+    every = [part for module in modules for part in module.modules()] if device.type == "cpu" else []
+    found = {id(one): one for part in every if (one := getattr(part, "processor", None)) is not None}
+    fused = [one for one in found.values() if getattr(one, "_attention_backend", "none to set") is None]
+    for processor in fused:
+        processor._attention_backend = AttentionBackendName._NATIVE_MATH
+    try:
+        yield
+    finally:
+        for processor in fused:
+            processor._attention_backend = None
 
 
 def _able(module: nn.Module) -> list[Any]:
