@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -151,6 +153,15 @@ def test_packed_weights_go_with_their_layer() -> None:
     slot = int(made.slot)
     assert slot in int8._packed
     del made
+    assert slot not in int8._packed
+
+
+def test_a_copy_of_a_layer_outlives_it() -> None:
+    made, x = Int8Linear(layer()), given()
+    slot, wanted, twin = int(made.slot), made(x), copy.deepcopy(made)
+    del made
+    assert torch.equal(twin(x), wanted)
+    del twin
     assert slot not in int8._packed
 
 

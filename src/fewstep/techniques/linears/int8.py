@@ -42,6 +42,18 @@ _packed: dict[int, Any] = {}  # slot -> weights in their kernel's own layout, wh
 _slots = itertools.count()
 
 
+class _Slot:
+    """A place in `_packed`, free again when the last layer that holds it is gone: copies of a layer share it."""
+
+    def __init__(self, weights: Any) -> None:
+        self.number = next(_slots)
+        _packed[self.number] = weights
+        weakref.finalize(self, _packed.pop, self.number)
+
+    def __deepcopy__(self, memo: object) -> _Slot:
+        return self
+
+
 # `slot` is a tensor, not a number, so that one compiled graph serves all blocks of a class.
 
 
@@ -87,10 +99,8 @@ class Int8Linear(nn.Module):
         self.by_token = has_amx() if by_token is None else by_token
         self.weight = shape_of(linear)
         bias = None if linear.bias is None else linear.bias.detach().float()
-        number = next(_slots)
-        _packed[number] = _product(linear) if self.by_token else _fbgemm(linear, bias)
-        weakref.finalize(self, _packed.pop, number)
-        self.register_buffer("slot", torch.tensor(number), persistent=False)
+        self.held = _Slot(_product(linear) if self.by_token else _fbgemm(linear, bias))
+        self.register_buffer("slot", torch.tensor(self.held.number), persistent=False)
         self.register_buffer("bias", bias if self.by_token else None)  # FBGEMM has it among its weights
 
     @property
