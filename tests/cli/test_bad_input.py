@@ -130,6 +130,11 @@ def test_new_text_encoders_for_no_pipeline(fewstep: Fewstep, tmp_path: Path) -> 
     assert "there is no --start" in fewstep("zoo", "train", "shapes", "--out", tmp_path, "--new-text").refusal
 
 
+def test_a_rate_that_trains_nothing(fewstep: Fewstep, tmp_path: Path) -> None:
+    assert "'--rate'" in fewstep("zoo", "train", "shapes", "--out", tmp_path / "run", "--rate", "0").refusal
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_checkpoint_with_neither_scheme_nor_recipe(fewstep: Fewstep, tmp_path: Path) -> None:
     assert "needs --scheme" in fewstep("quantize", "zoo:shapes", "--out", tmp_path / "x").refusal
     sentence = fewstep("quantize", "zoo:shapes", "--scheme", "nvfp5", "--out", tmp_path / "x").refusal

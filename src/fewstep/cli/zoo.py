@@ -114,6 +114,8 @@ def train(
     settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     for key in settings.keys() - {"rate", "seed", "start", "new_text"}:
         at_least(1, settings[key], f"--{key.replace('_', '-')}", "fewstep zoo train")
+    if rate is not None and not rate > 0:
+        raise InputError(bad_value("--rate", "fewstep zoo train", "above 0", rate))
     if new_text and start is None:
         raise InputError("--new-text says what to replace in the pipeline that --start names, and there is no --start.")
     if (model := name.removeprefix("zoo:")) not in TRAINED:
