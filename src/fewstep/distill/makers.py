@@ -126,7 +126,8 @@ def flow_map(given: Given, *, part: float = 0.25, huber: float = 0.0) -> FlowMap
 def dmd2(
     given: Given, *, critic_steps: int = 5, simulated: bool = True, guided: tuple[float, float] = EVERYWHERE
 ) -> DMD2:
-    return DMD2(given.student, given.teacher, given.critic, given.rollout(simulated), critic_steps, guided=guided)
+    rollout = given.rollout(simulated)
+    return DMD2(given.student, given.teacher, given.critic, rollout, critic_steps, guided=guided).checked(given.batch)
 
 
 def dmd2_gan(

@@ -184,12 +184,14 @@ def test_the_teacher_is_guided_between_these_noise_levels_only():
         guided, plain = guess(traced, x_t, t, cond), guess(told, x_t, t, cond)
     assert not torch.equal(guided, plain)
     assert torch.equal(real, torch.stack([plain[0], guided[1], guided[2], plain[3]]))
+    some = PathBatch(torch.stack([traced.noise, traced.noise / 2], dim=1), (1.0, 0.0), traced.cond)
+    assert method.checked(some) is method
 
 
 def test_noise_levels_for_a_teacher_without_guidance_are_an_error():
     method = DMD2(fitted(), exact(), Critic(fitted()), ONE, guided=(0.5, 1.0))
     with pytest.raises(InputError, match="it is not guided at all"):
-        method.student_loss(batch(), generator())
+        method.checked(batch())
 
 
 def test_values_that_do_not_fit_are_one_sentence():

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.distill.data.samples import PathBatch
+from fewstep.distill.data.seeds import generator as seeded
 from fewstep.distill.engine.loop import Update
 from fewstep.distill.engine.roles import Swappable
 from fewstep.distill.methods.adversary import Gan
@@ -61,7 +62,7 @@ class DMD2:
 
     Raises:
         InputError: `critic_steps` below 1, `guided` no range in [0, 1], or a `critic_weight` where the discriminator
-            has not the critic's features. In training, too, where `guided` stands beside a teacher without guidance.
+            has not the critic's features.
     """
 
     student: Swappable
@@ -89,6 +90,28 @@ class DMD2:
     @property
     def frozen(self) -> Mapping[str, nn.Module]:
         return {"teacher": self.teacher.module}
+
+    @property
+    def _told(self) -> Swappable:
+        """The teacher without guidance: it only knows the condition."""
+        return self.teacher.with_module(self.teacher.module, guided=False)
+
+    @torch.no_grad()
+    def checked(self, batch: PathBatch) -> DMD2:
+        """The same, once `guided` is known to do something; to be asked for once, before training.
+
+        Raises:
+            InputError: `guided` beside a teacher without guidance.
+        """
+        if self.guided != EVERYWHERE:
+            generator, schedule = seeded("DMD2", "check"), self.teacher.schedule
+            t = self.levels.draw(schedule, len(batch.states), generator)
+            x_t = noised(schedule, batch.states[:, -1], t, generator)
+            if torch.equal(self.teacher(x_t, t, batch.cond), self._told(x_t, t, batch.cond)):
+                raise InputError(
+                    "'guided' says at which noise levels the teacher is guided, and it is not guided at all."
+                )
+        return self
 
     def updates(self, batch: PathBatch, generator: torch.Generator) -> Iterator[Update]:
         for _ in range(self.critic_steps):
@@ -129,9 +152,7 @@ class DMD2:
         guided = guess(self.teacher, x_t, t, cond)
         if self.guided == EVERYWHERE:
             return guided
-        told = guess(self.teacher.with_module(self.teacher.module, guided=False), x_t, t, cond)
-        if torch.equal(guided, told):
-            raise InputError("'guided' says at which noise levels the teacher is guided, and it is not guided at all.")
+        told = guess(self._told, x_t, t, cond)
         low, high = self.guided
         u = flow_time(self.teacher.schedule, t).to(x_t.device)
         return torch.where(((low <= u) & (u <= high)).view(-1, *[1] * (x_t.dim() - 1)), guided, told)

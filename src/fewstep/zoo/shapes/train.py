@@ -20,6 +20,7 @@ from diffusers import AutoencoderKL, FluxPipeline
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fewstep.distill.engine.precision import plain_attention
 from fewstep.errors import InputError
 from fewstep.files import read_json, replacing, write_json
 from fewstep.machine import Machine, versions
@@ -195,8 +196,6 @@ def _trained_pipeline(out: Path, settings: Settings, pipe: FluxPipeline, latents
     if folder.exists():
         return folder
     tokens, layouts = data.prompts(out, settings.scenes), data.layouts(out, settings.scenes)
-    if device == "cpu":  # there the fused attention's backward takes more than half of a step in bfloat16
-        pipe.transformer.set_attention_backend("_native_math")
     predict: Callable[..., tuple[Tensor, Tensor]] = partial(_velocity_and_middle, pipe, *_positions(device))
     if settings.compile:
         predict = torch.compile(predict)
@@ -227,7 +226,8 @@ def _trained_pipeline(out: Path, settings: Settings, pipe: FluxPipeline, latents
         return drawing + aligned * F.mse_loss(told.float(), (shown - centre) / spread)
 
     steps = Steps(out / "teacher.pt", settings.teacher_steps, settings.save_every, DECAY_FROM, ema=settings.ema)
-    averages = steps.run("teacher", [pipe.transformer, head], _optimizers(pipe.transformer, head, settings), loss)
+    with plain_attention([pipe.transformer], torch.device(device)):
+        averages = steps.run("teacher", [pipe.transformer, head], _optimizers(pipe.transformer, head, settings), loss)
     pipe.transformer.load_state_dict(averages[0])
     with replacing(folder) as aside:
         write_pipeline(pipe.to("cpu"), aside, asdict(settings))
