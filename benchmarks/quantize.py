@@ -1,12 +1,13 @@
 """Quantization on this machine: what each scheme brings in time and bytes, and what it costs in pictures.
 
-    python benchmarks/quantize.py speed [--rounds 5] [--no-compile]
+    python benchmarks/quantize.py speed [--rounds 5] [--no-compile] [--size flux] [--precisions …] [--schemes …]
     python benchmarks/quantize.py quality [--prompts 64] [--steps 16] [--schemes nvfp4 …] [--budgets 0.05]
     python benchmarks/quantize.py memory [--width 1536]
 
 speed: a Flux of 102 million random parameters, 1024 image tokens, one call of the denoiser; every scheme that has
 a kernel here, in the layers that it is meant for and everywhere, alone, compiled and on bfloat16. Rows run in turn; a
 speed-up is the median of the ratios within a round. A row that is slower than its like without quantization says so.
+`--size flux` is for a GPU: every layer and the 4096 + 512 tokens as in FLUX.1 at 1024², a third of its blocks.
 
 quality: zoo:shapes and its 4-step student under every scheme, emulated where no kernel runs it; prompt accuracy,
 Fréchet distance, and PSNR to the same seeds without quantization, beside the noise floor (the same model in bfloat16,
@@ -27,7 +28,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,29 @@ from fewstep.zoo.metrics import frechet
 from fewstep.zoo.shapes.pipeline import build_pipeline
 from fewstep.zoo.tasks import task
 
-TOKENS, TEXT, WIDTH, HEADS = 1024, 128, 768, 12
+PRECISIONS: dict[str, tuple[Technique, ...]] = {"float32": (), "bfloat16": (Precision(components=("transformer",)),)}
 SLOWER = 0.97  # of the speed of its like without quantization: below it a row is told to be slower
 MODELS = {"zoo:shapes": True, "zoo:shapes-4step": False}  # model -> whether it takes `--steps`
 PROMPT_SEED = 31
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A Flux: tokens of a picture and of its prompt, and the network's measures."""
+
+    tokens: int = 1024
+    text: int = 128
+    width: int = 768
+    heads: int = 12
+    double: int = 3
+    single: int = 4
+    text_width: int = 512
+    pooled_width: int = 256
+
+
+SIZES = {"small": Size(), "flux": Size(4096, 512, 3072, 24, 6, 13, 4096, 768)}
 
 
 def main() -> None:
@@ -65,6 +83,10 @@ def main() -> None:
     speed = parts.add_parser("speed")
     speed.add_argument("--rounds", type=int, default=5)
     speed.add_argument("--no-compile", action="store_true")
+    speed.add_argument("--size", choices=list(SIZES), default="small")
+    speed.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
+    speed.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=list(SCHEMES))
+    speed.add_argument("--no-everywhere", action="store_true", help="quantize only the layers that are meant for it")
     quality = parts.add_parser("quality")
     quality.add_argument("--prompts", type=int, default=64)
     quality.add_argument("--steps", type=int, default=16, help="of the teacher")
@@ -82,10 +104,11 @@ def main() -> None:
 
 
 def speeds(options: argparse.Namespace) -> Iterator[Row]:
-    machine = Machine.detect()
-    plain = transformer()
-    given = inputs()
-    rows = dict(stacks(machine, compiled=not options.no_compile))
+    machine, size = Machine.detect(), SIZES[options.size]
+    rows = dict(stacks(machine, options))
+    first = next(iter(rows))
+    plain = transformer(size, machine.device, torch.float32 if first == "float32" else torch.bfloat16)
+    given = inputs(size, next(plain.parameters()))
     denoisers = {name: stacked(plain, techniques, machine) for name, techniques in rows.items()}
     with torch.no_grad():
         outputs = {name: denoiser(**given)[0].double() for name, denoiser in denoisers.items()}  # compiles, too
@@ -93,14 +116,15 @@ def speeds(options: argparse.Namespace) -> Iterator[Row]:
         times: dict[str, list[float]] = {name: [] for name in rows}
         for _, name, seconds in interleaved(timed, range(options.rounds)):
             times[name].append(seconds)
-    base = outputs["float32"]
+    base = outputs[first]
     for name, techniques in rows.items():
         like = name.split(", ", 1)[1] if scheme_of(techniques) else name
         against = speedup(times[like], times[name])
         row = {
+            "machine": machine.name,
             "stack": name,
             "ms": 1e3 * float(np.median(times[name])),
-            "over_float32": speedup(times["float32"], times[name]),
+            f"over_{first}": speedup(times[first], times[name]),
             "over_its_like": against,
             "slower": against < SLOWER,
             "error": float((outputs[name] - base).norm() / base.norm()),
@@ -108,57 +132,65 @@ def speeds(options: argparse.Namespace) -> Iterator[Row]:
         }
         note = f"  SLOWER than {like}" if row["slower"] else ""
         print(
-            f"{name:44} {row['ms']:8.1f} ms  {row['over_float32']:5.2f}× float32  error {row['error']:.4f}  "
-            f"weights {row['bytes']:.1%}{note}"
+            f"{name:44} {row['ms']:8.1f} ms  {row[f'over_{first}']:5.2f}× {first}  {against:5.2f}× its like  "
+            f"error {row['error']:.4f}  weights {row['bytes']:.1%}{note}"
         )
         yield row
 
 
-def transformer(width: int = WIDTH) -> FluxTransformer2DModel:
+def transformer(size: Size, device: str = "cpu", dtype: torch.dtype = torch.float32) -> FluxTransformer2DModel:
+    """Random weights, made where they stay."""
     torch.manual_seed(0)
-    return FluxTransformer2DModel(
-        in_channels=64,
-        num_layers=3,
-        num_single_layers=4,
-        attention_head_dim=width // HEADS,
-        num_attention_heads=HEADS,
-        joint_attention_dim=512,
-        pooled_projection_dim=256,
-        axes_dims_rope=(width // HEADS // 8, *[width // HEADS * 7 // 16] * 2),
-    ).eval()
+    part, before = size.width // size.heads, torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return FluxTransformer2DModel(
+                in_channels=64,
+                num_layers=size.double,
+                num_single_layers=size.single,
+                attention_head_dim=part,
+                num_attention_heads=size.heads,
+                joint_attention_dim=size.text_width,
+                pooled_projection_dim=size.pooled_width,
+                axes_dims_rope=(part // 8, *[part * 7 // 16] * 2),
+            ).eval()
+    finally:
+        torch.set_default_dtype(before)
 
 
-def inputs() -> dict[str, Any]:
-    rng, side = torch.Generator().manual_seed(1), int(TOKENS**0.5)
+def inputs(size: Size, like: torch.Tensor) -> dict[str, Any]:
+    rng, side = torch.Generator().manual_seed(1), int(size.tokens**0.5)
     places = torch.stack(
         torch.meshgrid(torch.zeros(1).long(), torch.arange(side), torch.arange(side), indexing="ij"), -1
     )
-    return {
-        "hidden_states": torch.randn(1, TOKENS, 64, generator=rng),
-        "encoder_hidden_states": torch.randn(1, TEXT, 512, generator=rng),
-        "pooled_projections": torch.randn(1, 256, generator=rng),
-        "timestep": torch.full((1,), 0.5),
-        "img_ids": places.reshape(TOKENS, 3).float(),
-        "txt_ids": torch.zeros(TEXT, 3),
-        "return_dict": False,
+    given = {
+        "hidden_states": torch.randn(1, size.tokens, 64, generator=rng).to(like),
+        "encoder_hidden_states": torch.randn(1, size.text, size.text_width, generator=rng).to(like),
+        "pooled_projections": torch.randn(1, size.pooled_width, generator=rng).to(like),
+        "timestep": torch.full((1,), 0.5).to(like),
+        "img_ids": places.reshape(size.tokens, 3).float().to(like.device),
+        "txt_ids": torch.zeros(size.text, 3, device=like.device),
     }
+    return {**given, "return_dict": False}
 
 
-def stacks(machine: Machine, *, compiled: bool) -> Iterator[tuple[str, tuple[Technique, ...]]]:
+def stacks(machine: Machine, options: argparse.Namespace) -> Iterator[tuple[str, tuple[Technique, ...]]]:
     """Row -> its techniques: each number format of the activations, with and without each scheme and compilation."""
-    precisions: dict[str, tuple[Technique, ...]] = {"float32": ()}
-    if machine.missing("bf16") is None:
-        precisions["bfloat16"] = (Precision(components=("transformer",)),)
-    schemes = [name for name, scheme in SCHEMES.items() if problem(scheme, machine) is None]
+    schemes = [name for name in options.schemes if problem(SCHEMES[name], machine) is None]
     ends: list[tuple[str, tuple[Technique, ...]]] = [("", ())]
-    if compiled and machine.missing("compile") is None:
+    if not options.no_compile and machine.missing("compile") is None:
         ends.append((", compiled", (Compile(),)))
-    for precision, first in precisions.items():
+    for precision in options.precisions:
+        if precision == "bfloat16" and machine.missing("bf16") is not None:
+            continue
+        first = PRECISIONS[precision]
         for end, last in ends:
             yield f"{precision}{end}", (*first, *last)
             for scheme in schemes:
                 yield f"{scheme}, {precision}{end}", (*first, Quantize(scheme), *last)
-                yield f"{scheme} everywhere, {precision}{end}", (*first, Quantize(scheme, keep=()), *last)
+                if not options.no_everywhere:
+                    yield f"{scheme} everywhere, {precision}{end}", (*first, Quantize(scheme, keep=()), *last)
 
 
 def scheme_of(techniques: Sequence[Technique]) -> str | None:
@@ -239,7 +271,7 @@ def settings(options: argparse.Namespace) -> Iterator[tuple[str, Technique | Non
 def memories(options: argparse.Namespace) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as place:
         source = Path(place, "model")
-        plain = transformer(options.width).bfloat16()
+        plain = transformer(Size(width=options.width)).bfloat16()
         largest = max(module.weight.nbytes for module in plain.modules() if isinstance(module, torch.nn.Linear))
         parameters = sum(p.numel() for p in plain.parameters())
         plain.save_pretrained(source, max_shard_size="200MB")

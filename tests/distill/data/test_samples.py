@@ -34,6 +34,21 @@ def test_batches_come_by_number_in_any_order_and_process(tmp_path):
         assert torch.equal(again.cond, again.states[:, 0, 0].long() % 3)
 
 
+def test_a_set_that_is_kept_whole_gives_the_same_batches_and_reads_each_shard_once(tmp_path, monkeypatch):
+    store(tmp_path, numbered(20), Sizes(shard=3))
+    read_by_row = opened(tmp_path).batches(5, seed=3)
+    wanted = [read_by_row(step) for step in range(9)]
+    reads, mapped = [], data.mapped
+    monkeypatch.setattr(data, "mapped", lambda path: reads.append(path.name) or mapped(path))
+    whole = opened(tmp_path).batches(5, seed=3, room=10**6)
+    found = [whole(step) for step in range(9)]
+    assert sorted(reads) == [f"shard-{number:05d}.safetensors" for number in range(7)]
+    cramped = opened(tmp_path).batches(5, seed=3, room=100)
+    for one, other in zip([*wanted, wanted[2]], [*found, cramped(2)], strict=True):
+        assert torch.equal(one.states, other.states)
+        assert torch.equal(one.cond, other.cond)
+
+
 def test_few_shards_are_open_at_once(tmp_path, monkeypatch):
     store(tmp_path, numbered(20), Sizes(shard=1))
     whole, checks, check = opened(tmp_path), [], data.check

@@ -5,7 +5,8 @@ one of three contents: the teacher's *paths*, `states` of shape (samples, steps 
 from noise to x0; *latents* of real data, `states` of shape (samples, 1, …), x0 alone; or *prompts*, no states at all,
 for methods that sample from their own student. With each goes a tensor for each leaf of the conditions, with one row
 where all samples of a shard share it. Batches are read row by row from the mapped files, so memory stays small whatever
-the size of the set. `store` writes such folders.
+the size of the set. One that is small beside the memory of a GPU is kept there whole: a GPU would wait for the rows.
+`store` writes such folders.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ FORMAT = 2
 INDEX = "paths.json"
 STATES = "states"
 CONDITION = "cond."
+ROOM = 8  # a whole set may take one part in so many of a GPU's free memory
 OPEN = 256  # shards that are mapped at once; a process may have about a thousand files, and other things map too
 
 Content = Literal["prompts", "latents", "paths"]  # each also serves for those before it
@@ -157,8 +159,13 @@ class PathSet:
         if order.index(self.index.content) < order.index(needed):
             raise InputError(f"{who} needs {CALLED[needed]}, and {self.folder} holds {CALLED[self.index.content]}.")
 
-    def batches(self, size: int, seed: int = 0, device: torch.device | str = "cpu") -> Callable[[int], PathBatch]:
+    def batches(
+        self, size: int, seed: int = 0, device: torch.device | str = "cpu", room: int | None = None
+    ) -> Callable[[int], PathBatch]:
         """Step -> its batch of `size`: the set in a new random order each epoch, the same for the same step and seed.
+
+        `room`: bytes of the device's memory in which the whole set is kept, if it fits; without it, 1/`ROOM` of what a
+        GPU has free, and none elsewhere.
 
         Raises:
             InputError: size < 1, or no samples.
@@ -166,10 +173,15 @@ class PathSet:
         if size < 1 or not len(self):
             raise InputError(bad_value("batch", "training", f"at least 1, from {len(self)} samples", size))
         order = lru_cache(maxsize=2)(lambda epoch: torch.randperm(len(self), generator=generator(seed, "order", epoch)))
+        whole = self._whole(torch.device(device), _room(torch.device(device)) if room is None else room)
 
         def batch(step: int) -> PathBatch:
             places = range(step * size, (step + 1) * size)
-            return self.read([int(order(place // len(self))[place % len(self)]) for place in places], device)
+            samples = [int(order(place // len(self))[place % len(self)]) for place in places]
+            if whole is None:
+                return self.read(samples, device)
+            rows = torch.tensor(samples, device=device)
+            return self._batch(size, {name: value[rows] for name, value in whole.items()}, device)
 
         return batch
 
@@ -178,9 +190,23 @@ class PathSet:
         places = [(bisect_right(self._starts, sample) - 1, sample) for sample in samples]
         read = [self._row(self._shard(shard), sample - self._starts[shard]) for shard, sample in places]
         tensors = {name: torch.stack([row[name] for row in read]).to(device) for name in read[0]}
-        states = self._zeros(len(read), device) if STATES not in tensors else tensors.pop(STATES).float()
+        return self._batch(len(read), tensors, device)
+
+    def _batch(self, samples: int, tensors: dict[str, Tensor], device: torch.device | str) -> PathBatch:
+        states = self._zeros(samples, device) if STATES not in tensors else tensors.pop(STATES).float()
         rows = {name.removeprefix(CONDITION): value for name, value in tensors.items()}
         return PathBatch(states[:, :: self._stride], self.times, conditions.rebuild(self.template, rows))
+
+    def _whole(self, device: torch.device, room: int) -> dict[str, Tensor] | None:
+        """All samples by tensor, on the device; None where they do not fit into so many bytes."""
+        first = self._shard(0)
+        if len(self) * sum(value[0].nbytes for value in first.values()) > room:
+            return None
+        shards = [(self._shard(number), shard.samples) for number, shard in enumerate(self.index.shards)]
+        return {
+            name: torch.cat([tensors[name].to(device).expand(n, *first[name].shape[1:]) for tensors, n in shards])
+            for name in first
+        }
 
     def _zeros(self, samples: int, device: torch.device | str) -> Tensor:
         return torch.zeros((samples, len(self.index.times), *self.index.shape), device=device)
@@ -201,6 +227,10 @@ class PathSet:
         if len(self._open) > OPEN:
             self._open.popitem(last=False)
         return tensors
+
+
+def _room(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] // ROOM if device.type == "cuda" else 0
 
 
 def mapped(path: Path) -> dict[str, Tensor]:
