@@ -92,7 +92,7 @@ class PipelineJob:
             # Others than those of the training, where the source has more.
             unseen=read_prompts(_texts(job, self.source), job.shown, job.seed + 1),
             times=self._times,
-            start=None if job.start is None else getattr(load(job.start), self.component),
+            start=None if job.start is None else getattr(load(job.start), self.component).to(traced.noise.device),
             facts={"guidance": dict(traced.weights)},
             data=None if self.source is None else partial(self._encoded, self.source),
             watch=self._watch,

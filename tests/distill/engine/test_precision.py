@@ -7,7 +7,7 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import nn
 
-from fewstep.distill.engine.precision import checkpointed, compiled, plain_attention, uncompiled
+from fewstep.distill.engine.precision import checkpointed, compiled, trained_attention, uncompiled
 from fewstep.errors import InputError, MachineError
 from fewstep.machine import Machine
 from tests.distill import pipes
@@ -92,12 +92,24 @@ def test_plain_attention_gives_the_same_gradients_on_a_cpu_and_is_taken_back():
     own = processors[0]
     own._attention_backend = AttentionBackendName.NATIVE
     fused, _ = gradients(module)
-    with plain_attention([module], torch.device("cpu")):
+    with trained_attention([module], torch.device("cpu")):
         assert own._attention_backend is AttentionBackendName.NATIVE
         assert {one._attention_backend for one in processors[1:]} == {AttentionBackendName._NATIVE_MATH}
         plain, _ = gradients(module)
     assert {one._attention_backend for one in processors[1:]} == {None}
     for a, b in zip(fused, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
-    with plain_attention([module], torch.device("cuda")):
-        assert {one._attention_backend for one in processors[1:]} == {None}
+
+
+def test_a_gpu_does_not_train_with_the_attention_of_cudnn_and_has_it_back_afterwards():
+    module = pipes.pipeline().transformer
+    processors = [part.processor for part in module.modules() if hasattr(part, "processor")]
+    for before in (True, False):
+        torch.backends.cuda.enable_cudnn_sdp(before)
+        with trained_attention([module], torch.device("cuda")):
+            assert not torch.backends.cuda.cudnn_sdp_enabled()
+            assert {one._attention_backend for one in processors} == {None}
+        assert torch.backends.cuda.cudnn_sdp_enabled() == before
+        with trained_attention([module], torch.device("cpu")):
+            assert torch.backends.cuda.cudnn_sdp_enabled() == before
+    torch.backends.cuda.enable_cudnn_sdp(True)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fewstep.distill.data.seeds import derive, generator
 from fewstep.distill.engine.parallel import Parallel
-from fewstep.distill.engine.precision import autocast, checkpointed, compiled, plain_attention
+from fewstep.distill.engine.precision import autocast, checkpointed, compiled, trained_attention
 from fewstep.distill.engine.progress import bar, patience
 from fewstep.distill.engine.roles import device_of
 from fewstep.distill.engine.settings import Settings
@@ -142,7 +142,7 @@ def train(
         # The caller's random state is as before afterwards; without a list this would wake every GPU of the machine.
         stack.enter_context(torch.random.fork_rng([parallel.device] if parallel.device.type == "cuda" else None))
         stack.enter_context(checkpointed(distiller.modules, settings.checkpointing))
-        stack.enter_context(plain_attention(distiller.modules.values(), parallel.device))
+        stack.enter_context(trained_attention(distiller.modules.values(), parallel.device))
         stack.enter_context(compiled([*distiller.modules.values(), *distiller.frozen.values()], settings.compile))
         user = stack.enter_context(patience())
         progress = stack.enter_context(bar(title, settings.steps, run.step, show=show))

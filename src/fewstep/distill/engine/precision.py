@@ -97,19 +97,24 @@ def checkpointed(modules: Mapping[str, nn.Module], wanted: bool = True) -> Itera
 
 
 @contextmanager
-def plain_attention(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
-    """On a CPU, attention inside these modules of diffusers is two products and a softmax in the block.
+def trained_attention(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
+    """Attention with a backward pass that is right and quick, inside the block (both found in docs/log.md).
 
-    The fused attention's backward is slow there (docs/log.md). Attention with a backend of its own keeps it.
+    On a CPU, that of diffusers' modules is two products and a softmax: the fused one's backward is slow. Attention with
+    a backend of its own keeps it. On a GPU it is not cuDNN's, whose backward in bfloat16 gave NaN, or read memory that
+    is not its own.
     """
     every = [part for module in modules for part in module.modules()] if device.type == "cpu" else []
     found = {id(one): one for part in every if (one := getattr(part, "processor", None)) is not None}
     fused = [one for one in found.values() if getattr(one, "_attention_backend", "none to set") is None]
     for processor in fused:
         processor._attention_backend = AttentionBackendName._NATIVE_MATH
+    cudnn = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.enable_cudnn_sdp(cudnn and device.type != "cuda")
     try:
         yield
     finally:
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
         for processor in fused:
             processor._attention_backend = None
 

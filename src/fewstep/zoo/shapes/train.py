@@ -20,7 +20,7 @@ from diffusers import AutoencoderKL, FluxPipeline
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fewstep.distill.engine.precision import plain_attention
+from fewstep.distill.engine.precision import trained_attention
 from fewstep.errors import InputError
 from fewstep.files import read_json, replacing, write_json
 from fewstep.machine import Machine, versions
@@ -226,7 +226,7 @@ def _trained_pipeline(out: Path, settings: Settings, pipe: FluxPipeline, latents
         return drawing + aligned * F.mse_loss(told.float(), (shown - centre) / spread)
 
     steps = Steps(out / "teacher.pt", settings.teacher_steps, settings.save_every, DECAY_FROM, ema=settings.ema)
-    with plain_attention([pipe.transformer], torch.device(device)):
+    with trained_attention([pipe.transformer], torch.device(device)):
         averages = steps.run("teacher", [pipe.transformer, head], _optimizers(pipe.transformer, head, settings), loss)
     pipe.transformer.load_state_dict(averages[0])
     with replacing(folder) as aside:
