@@ -34,10 +34,12 @@ def teacher():
 
 
 def test_kd_makes_a_plain_pipeline(teacher, tmp_path):
-    job = Job(PROMPTS, tmp_path, steps=2, **SMALL)
+    job = Job(PROMPTS, tmp_path, steps=2, call={"true_cfg_scale": 2.0}, **SMALL)
     folder = distill(teacher, job, show=False)
     manifest = manifest_of(load(folder))
     assert manifest is not None
+    told = {name: manifest.made_by[name] for name in ("steps", "call", "start", "data", "shift")}
+    assert told == {"steps": 2, "call": {"true_cfg_scale": 2.0}, "start": None, "data": None, "shift": None}
     assert (manifest.name, manifest.steps, manifest.guidance_inside) == ("tiny-2step", 2, True)
     assert manifest.times == pytest.approx(flow_times(2, SHIFT))
     assert manifest.call == {**SIZE, "num_inference_steps": 2, "true_cfg_scale": 1.0}

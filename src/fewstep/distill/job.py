@@ -225,9 +225,10 @@ class Job:
 
     def facts(self) -> dict[str, Any]:
         """What made a student, for its manifest; as JSON."""
-        named = ("teacher_steps", "samples", "roles", "seed")
+        named = ("steps", "teacher_steps", "samples", "shift", "roles", "seed")
         rungs = [{**rung.facts(), **asdict(rung.settings(self.seed))} for rung in self.rungs]
-        return {**{name: getattr(self, name) for name in named}, "start": str(self.start), "ladder": rungs}
+        places = {name: None if (place := getattr(self, name)) is None else str(place) for name in ("start", "data")}
+        return {**{name: getattr(self, name) for name in named}, "call": dict(self.call), **places, "ladder": rungs}
 
     @property
     def stepping(self) -> Stepping:
