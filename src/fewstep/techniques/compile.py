@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from fewstep.compilation import sound_cache
 from fewstep.errors import bad_value
 from fewstep.machine import Machine
 from fewstep.models.hooks import Hook, Hooks
@@ -114,7 +115,8 @@ class Compile(Technique):
 def _run(
     compiled: Callable[..., Any], module: nn.Module | None, forward: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
-    return compiled(*args, **kwargs) if module is None else compiled(module, *args, **kwargs)
+    with sound_cache():
+        return compiled(*args, **kwargs) if module is None else compiled(module, *args, **kwargs)
 
 
 def _backend(

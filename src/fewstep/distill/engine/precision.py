@@ -11,6 +11,7 @@ import torch._dynamo
 from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import nn
 
+from fewstep.compilation import sound_cache
 from fewstep.errors import InputError, MachineError, bad_value
 from fewstep.machine import Machine
 from fewstep.models.blocks import find_blocks
@@ -36,7 +37,7 @@ def compiled(modules: Iterable[nn.Module], wanted: bool = True) -> Iterator[None
     """Calls of these modules go through torch.compile inside the block.
 
     Raises:
-        MachineError: this machine can't compile.
+        MachineError: this machine can't compile, or torch's cache is damaged.
     """
     if not wanted:
         yield
@@ -49,7 +50,7 @@ def compiled(modules: Iterable[nn.Module], wanted: bool = True) -> Iterator[None
         module.compile()
     try:
         # Students and teachers are of one class, whose versions are counted together; past the limit they run slow.
-        with torch._dynamo.config.patch(recompile_limit=VERSIONS):
+        with torch._dynamo.config.patch(recompile_limit=VERSIONS), sound_cache():
             yield
     finally:
         for module in modules:
