@@ -6,6 +6,7 @@ Every other message of these packages still comes through, and our own warnings 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import warnings
 from dataclasses import dataclass
@@ -41,11 +42,21 @@ CHATTER = (
     Chatter("transformers.utils.import_utils", "`SiglipImageProcessor` requires torchvision"),
 )
 
+# The beginnings of warnings that are dropped.
+WARNINGS = (
+    # Compiling a VAE, whose code asks once for the version of torch, in a cached function.
+    "Dynamo detected a call to a `functools.lru_cache`-wrapped function",
+    # Under autocast the inputs of RMSNorm are bfloat16 and its weights float32: torch takes its other implementation.
+    "Mismatch dtype between input and weight: input dtype = c10::BFloat16, weight dtype = float",
+)
+
 
 def quiet() -> None:
     """Drop the chatter from now on, in this process, and say our warnings without the line of code they come from."""
     for chatter in CHATTER:
         logging.getLogger(chatter.logger).addFilter(chatter)  # adding it twice is adding it once
+    for beginning in WARNINGS:
+        warnings.filterwarnings("ignore", re.escape(beginning), UserWarning)
     warnings.showwarning = _show_warning
 
 
