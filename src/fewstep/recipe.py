@@ -94,7 +94,7 @@ def _place(technique: Technique) -> tuple[int, int]:
 def _conflict(a: Technique, b: Technique) -> str | None:
     if a.name == b.name:
         return f"{a.name} is in the recipe twice: leave one out."
-    shared = a.claims & b.claims
+    shared = a.claimed & b.claimed
     if not shared or frozenset({a.name, b.name}) in MAY_SHARE:
         return None
     return f"{a.name} and {b.name} can't be used together: both change {', '.join(sorted(shared))}. Leave one out."

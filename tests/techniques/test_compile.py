@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fewstep.accelerate import accelerate
-from fewstep.errors import InputError
+from fewstep.errors import InputError, RecipeError
 from fewstep.models.hooks import wrapped
 from fewstep.models.model import Model
 from fewstep.techniques import Compile, TeaCache
@@ -54,6 +54,26 @@ def test_each_block_class_is_captured_whole() -> None:
         assert fast.engaged[0].facts == {"regions": 2, "modules": 2, "graphs": 2}
         run(fast, steps=2)
         assert fast.engaged[0].facts["graphs"] == 2  # nothing is compiled twice
+
+
+def test_a_whole_denoiser_is_one_graph_and_comes_back() -> None:
+    pipe = pipeline(num_single_layers=2)
+    before, plain = state(pipe), run(pipe, steps=2)
+    with no_codegen():
+        fast = accelerate(pipe, [Compile(whole=True)], ABLE)
+        assert distance(run(fast, steps=2), plain) < 1e-4
+        assert fast.engaged[0].facts == {"regions": 1, "modules": 1, "graphs": 1}
+    fast.remove()
+    assert state(pipe) == before
+    assert torch.equal(run(pipe, steps=2), plain)
+
+
+def test_a_whole_denoiser_is_refused_where_a_cache_decides_between_its_blocks() -> None:
+    pipe = pipeline(num_single_layers=1)
+    before = state(pipe)
+    with pytest.raises(RecipeError, match=r"both change denoiser\.forward"):
+        accelerate(pipe, [Compile(whole=True), TeaCache(threshold=9.0)], ABLE)
+    assert state(pipe) == before
 
 
 def test_the_cache_decides_outside_the_graphs() -> None:

@@ -19,8 +19,10 @@ ONE_STEP: dict[str, Any] = {"few_step": {"student": "zoo:shapes-1step"}}
 PRECISION: dict[str, Any] = {"precision": {"dtype": "bfloat16"}}
 QUANTIZE: dict[str, Any] = {"quantize": {"scheme": "int8-dynamic"}}
 TEACACHE: dict[str, Any] = {"teacache": {"threshold": 0.1}}
-# Whole components: with four steps or one, what is not the denoiser is a sixth or half of the call.
-COMPILE: dict[str, Any] = {"compile": {"components": ["transformer", "vae", "text_encoder", "text_encoder_2"]}}
+# Everything: with four steps or one, what is not the denoiser is a sixth or half of the call. And the denoiser whole,
+# since its blocks are small.
+COMPONENTS = ["transformer", "vae", "text_encoder", "text_encoder_2"]
+COMPILE: dict[str, Any] = {"compile": {"components": COMPONENTS, "whole": True}}
 PROMPT_SEED = 2024
 
 CANDIDATES = (

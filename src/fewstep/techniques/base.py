@@ -82,6 +82,11 @@ class Technique(ABC):
         if faults := self.faults():
             raise InputError(" ".join(faults))
 
+    @property
+    def claimed(self) -> frozenset[str]:
+        """Its claims, with its fields as they are."""
+        return self.claims
+
     def faults(self) -> list[str]:
         """What is wrong with the values of the fields, one sentence each. The subclass's to fill."""
         return []

@@ -1,4 +1,4 @@
-"""torch.compile by region: each class of repeated blocks is compiled once and serves all its blocks."""
+"""torch.compile by region: each class of repeated blocks is compiled once and serves all its blocks. Or all at once."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ class Region:
     modules: tuple[nn.Module, ...]
 
 
-def regions(model: Model, components: tuple[str, ...]) -> list[Region]:
-    """One region a class of blocks in the chosen denoisers, one a decoder of the VAE, one a text encoder.
+def regions(model: Model, components: tuple[str, ...], whole: bool = False) -> list[Region]:
+    """One region a class of blocks in the chosen denoisers (`whole`: a denoiser), a VAE's decoder, a text encoder.
 
     A module whose forward is wrapped already is a region of its own, so that the wrapping is compiled with it.
     """
     found: dict[tuple[str, object], list[nn.Module]] = {}
     for name in components:
-        for module in _inside(model, name):
+        for module in _inside(model, name, whole):
             key = id(module) if "forward" in module.__dict__ else type(module)
             found.setdefault((f"{name}: {type(module).__name__}", key), []).append(module)
     return [Region(label, tuple(modules)) for (label, _), modules in found.items()]
 
 
-def _inside(model: Model, name: str) -> list[nn.Module]:
+def _inside(model: Model, name: str, whole: bool = False) -> list[nn.Module]:
     """What is compiled in a component."""
-    if name in model.denoisers:
+    if name in model.denoisers and not whole:
         return [block.module for block in model.blocks(name)]
     if model.modules[name] is model.vae:
         decoder = getattr(model.vae, "decoder", None)
@@ -63,6 +63,8 @@ class Compile(Technique):
         mode: torch.compile's own.
         components: names of pipeline components; empty: the denoisers. Of a VAE its decoder is compiled.
         dynamic: one graph for all shapes instead of one for each: slower, but a new shape does not compile again.
+        whole: a denoiser is one graph, its ends included. Less is done between blocks, which counts where they are
+            small; compiling takes longer the more of them there are. A cache decides between blocks: not with one.
     """
 
     name: ClassVar[str] = "compile"
@@ -72,12 +74,18 @@ class Compile(Technique):
     mode: str = "default"
     components: tuple[str, ...] = ()
     dynamic: bool = False
+    whole: bool = False
+
+    @property
+    def claimed(self) -> frozenset[str]:
+        return self.claims | ({"denoiser.forward"} if self.whole else set())
 
     def faults(self) -> list[str]:
         rules = {
             "mode": (self.mode in MODES, f"one of {', '.join(MODES)}"),
             "components": (strings(self.components), "a list of names of components"),
             "dynamic": (isinstance(self.dynamic, bool), "true or false"),
+            "whole": (isinstance(self.whole, bool), "true or false"),
         }
         return [bad_value(name, "Compile", rule, getattr(self, name)) for name, (ok, rule) in rules.items() if not ok]
 
@@ -86,12 +94,12 @@ class Compile(Technique):
         for name in self.components or model.denoisers:
             if name not in model.modules:
                 found.append(bad_value("components", "Compile", f"names among {', '.join(model.modules)}", name))
-            elif not _inside(model, name):
+            elif not _inside(model, name, self.whole):
                 found.append(f"Compile found no repeated blocks in the {name} ({type(model.modules[name]).__name__}).")
         return found
 
     def apply(self, model: Model, machine: Machine) -> Engaged:
-        chosen = regions(model, self.components or tuple(model.denoisers))
+        chosen = regions(model, self.components or tuple(model.denoisers), self.whole)
         graphs: Counter[str] = Counter()
         facts: dict[str, Any] = {"regions": len(chosen), "modules": sum(len(r.modules) for r in chosen), "graphs": 0}
         hooks = Hooks(hook for region in chosen for hook in self._hooks(region, graphs, facts)).install()
