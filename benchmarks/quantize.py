@@ -1,13 +1,14 @@
 """Quantization on this machine: what each scheme brings in time and bytes, and what it costs in pictures.
 
-    python benchmarks/quantize.py speed [--rounds 5] [--no-compile] [--size flux] [--precisions …] [--schemes …]
+    python benchmarks/quantize.py speed [--rounds 5] [--no-compile] [--size flux] [--schemes …]
     python benchmarks/quantize.py quality [--prompts 64] [--steps 16] [--schemes nvfp4 …] [--budgets 0.05]
     python benchmarks/quantize.py memory [--width 1536]
 
 speed: a Flux of 102 million random parameters, 1024 image tokens, one call of the denoiser; every scheme that has
 a kernel here, in the layers that it is meant for and everywhere, alone, compiled and on bfloat16. Rows run in turn; a
 speed-up is the median of the ratios within a round. A row that is slower than its like without quantization says so.
-`--size flux` is for a GPU: every layer and the 4096 + 512 tokens as in FLUX.1 at 1024², a third of its blocks.
+`--size flux` is for a GPU: every layer and the 4096 + 512 tokens as in FLUX.1 at 1024², a third of its blocks, in
+bfloat16, and only the layers that a scheme is meant for.
 
 quality: zoo:shapes and its 4-step student under every scheme, emulated where no kernel runs it; prompt accuracy,
 Fréchet distance, and PSNR to the same seeds without quantization, beside the noise floor (the same model in bfloat16,
@@ -62,7 +63,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Size:
-    """A Flux: tokens of a picture and of its prompt, and the network's measures."""
+    """A Flux: tokens of a picture and of its prompt, the network's measures, and which rows there are of it."""
 
     tokens: int = 1024
     text: int = 128
@@ -72,9 +73,11 @@ class Size:
     single: int = 4
     text_width: int = 512
     pooled_width: int = 256
+    precisions: tuple[str, ...] = ("float32", "bfloat16")
+    everywhere: bool = True
 
 
-SIZES = {"small": Size(), "flux": Size(4096, 512, 3072, 24, 6, 13, 4096, 768)}
+SIZES = {"small": Size(), "flux": Size(4096, 512, 3072, 24, 6, 13, 4096, 768, ("bfloat16",), False)}
 
 
 def main() -> None:
@@ -84,9 +87,7 @@ def main() -> None:
     speed.add_argument("--rounds", type=int, default=5)
     speed.add_argument("--no-compile", action="store_true")
     speed.add_argument("--size", choices=list(SIZES), default="small")
-    speed.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
     speed.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=list(SCHEMES))
-    speed.add_argument("--no-everywhere", action="store_true", help="quantize only the layers that are meant for it")
     quality = parts.add_parser("quality")
     quality.add_argument("--prompts", type=int, default=64)
     quality.add_argument("--steps", type=int, default=16, help="of the teacher")
@@ -105,9 +106,8 @@ def main() -> None:
 
 def speeds(options: argparse.Namespace) -> Iterator[Row]:
     machine, size = Machine.detect(), SIZES[options.size]
-    rows = dict(stacks(machine, options))
-    first = next(iter(rows))
-    plain = transformer(size, machine.device, torch.float32 if first == "float32" else torch.bfloat16)
+    rows, first = dict(stacks(machine, size, options)), size.precisions[0]
+    plain = transformer(size).to(machine.device, getattr(torch, first))
     given = inputs(size, next(plain.parameters()))
     denoisers = {name: stacked(plain, techniques, machine) for name, techniques in rows.items()}
     with torch.no_grad():
@@ -138,25 +138,20 @@ def speeds(options: argparse.Namespace) -> Iterator[Row]:
         yield row
 
 
-def transformer(size: Size, device: str = "cpu", dtype: torch.dtype = torch.float32) -> FluxTransformer2DModel:
-    """Random weights, made where they stay."""
+def transformer(size: Size) -> FluxTransformer2DModel:
+    """With random weights."""
     torch.manual_seed(0)
-    part, before = size.width // size.heads, torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            return FluxTransformer2DModel(
-                in_channels=64,
-                num_layers=size.double,
-                num_single_layers=size.single,
-                attention_head_dim=part,
-                num_attention_heads=size.heads,
-                joint_attention_dim=size.text_width,
-                pooled_projection_dim=size.pooled_width,
-                axes_dims_rope=(part // 8, *[part * 7 // 16] * 2),
-            ).eval()
-    finally:
-        torch.set_default_dtype(before)
+    part = size.width // size.heads
+    return FluxTransformer2DModel(
+        in_channels=64,
+        num_layers=size.double,
+        num_single_layers=size.single,
+        attention_head_dim=part,
+        num_attention_heads=size.heads,
+        joint_attention_dim=size.text_width,
+        pooled_projection_dim=size.pooled_width,
+        axes_dims_rope=(part // 8, *[part * 7 // 16] * 2),
+    ).eval()
 
 
 def inputs(size: Size, like: torch.Tensor) -> dict[str, Any]:
@@ -175,21 +170,25 @@ def inputs(size: Size, like: torch.Tensor) -> dict[str, Any]:
     return {**given, "return_dict": False}
 
 
-def stacks(machine: Machine, options: argparse.Namespace) -> Iterator[tuple[str, tuple[Technique, ...]]]:
+def stacks(machine: Machine, size: Size, options: argparse.Namespace) -> Iterator[tuple[str, tuple[Technique, ...]]]:
     """Row -> its techniques: each number format of the activations, with and without each scheme and compilation."""
-    schemes = [name for name in options.schemes if problem(SCHEMES[name], machine) is None]
+    unable = {name: why for name in options.schemes if (why := problem(SCHEMES[name], machine)) is not None}
+    for name, why in unable.items():
+        print(f"no row of {name}: {why}")
+    schemes = [name for name in options.schemes if name not in unable]
     ends: list[tuple[str, tuple[Technique, ...]]] = [("", ())]
     if not options.no_compile and machine.missing("compile") is None:
         ends.append((", compiled", (Compile(),)))
-    for precision in options.precisions:
-        if precision == "bfloat16" and machine.missing("bf16") is not None:
+    for precision in size.precisions:
+        if precision == "bfloat16" and (why_not := machine.missing("bf16")) is not None:
+            print(f"no row of bfloat16: {why_not}")
             continue
         first = PRECISIONS[precision]
         for end, last in ends:
             yield f"{precision}{end}", (*first, *last)
             for scheme in schemes:
                 yield f"{scheme}, {precision}{end}", (*first, Quantize(scheme), *last)
-                if not options.no_everywhere:
+                if size.everywhere:
                     yield f"{scheme} everywhere, {precision}{end}", (*first, Quantize(scheme, keep=()), *last)
 
 

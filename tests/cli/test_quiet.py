@@ -44,21 +44,23 @@ def test_importing_a_pipeline_says_nothing() -> None:
     assert "a real one" in ran.stderr
 
 
+def warned(code: str) -> str:
+    """What a process that was made quiet says of these warnings."""
+    code = f"import warnings; from fewstep.cli import quiet; quiet.quiet()\n{code}"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+
+
 def test_known_warnings_are_dropped_and_others_of_their_kind_stay() -> None:
-    code = (
-        "import warnings; from fewstep.cli import quiet; quiet.quiet()\n"
+    said = warned(
         "for text in (*(begin + ' and more' for begin in quiet.WARNINGS), 'Dynamo detected a real problem'):\n"
         "    warnings.warn_explicit(text, UserWarning, '/elsewhere/lib.py', 7)"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stderr == "/elsewhere/lib.py:7: UserWarning: Dynamo detected a real problem\n"
+    assert said == "/elsewhere/lib.py:7: UserWarning: Dynamo detected a real problem\n"
 
 
 def test_our_warnings_are_one_plain_line() -> None:
-    code = (
-        "import warnings; from fewstep.cli import quiet; quiet.quiet()\n"
+    said = warned(
         "warnings.warn_explicit('No step was reused.', RuntimeWarning, str(quiet.PACKAGE / 'cli' / 'generate.py'), 1)\n"
         "warnings.warn_explicit('theirs', UserWarning, '/elsewhere/lib.py', 7)"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stderr == "warning: No step was reused.\n/elsewhere/lib.py:7: UserWarning: theirs\n"
+    assert said == "warning: No step was reused.\n/elsewhere/lib.py:7: UserWarning: theirs\n"

@@ -76,6 +76,11 @@ def test_a_whole_denoiser_is_refused_where_a_cache_decides_between_its_blocks() 
     assert state(pipe) == before
 
 
+def test_whole_without_a_denoiser_would_do_nothing_and_is_refused() -> None:
+    with pytest.raises(RecipeError, match="'whole' is about denoisers, and its components name none"):
+        accelerate(pipeline(num_single_layers=1), Compile(components=("vae",), whole=True), ABLE)
+
+
 def test_the_cache_decides_outside_the_graphs() -> None:
     pipe = pipeline(num_single_layers=1)
     with no_codegen():

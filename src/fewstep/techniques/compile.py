@@ -91,6 +91,10 @@ class Compile(Technique):
 
     def problems(self, model: Model, machine: Machine) -> list[str]:
         found = [missing] if (missing := machine.missing("compile")) else []
+        if self.whole and self.components and not model.denoisers.keys() & set(self.components):
+            found.append(
+                "Compile's 'whole' is about denoisers, and its components name none: add one, or leave it out."
+            )
         for name in self.components or model.denoisers:
             if name not in model.modules:
                 found.append(bad_value("components", "Compile", f"names among {', '.join(model.modules)}", name))
