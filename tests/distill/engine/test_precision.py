@@ -104,12 +104,15 @@ def test_plain_attention_gives_the_same_gradients_on_a_cpu_and_is_taken_back():
 def test_a_gpu_does_not_train_with_the_attention_of_cudnn_and_has_it_back_afterwards():
     module = pipes.pipeline().transformer
     processors = [part.processor for part in module.modules() if hasattr(part, "processor")]
-    for before in (True, False):
-        torch.backends.cuda.enable_cudnn_sdp(before)
-        with trained_attention([module], torch.device("cuda")):
-            assert not torch.backends.cuda.cudnn_sdp_enabled()
-            assert {one._attention_backend for one in processors} == {None}
-        assert torch.backends.cuda.cudnn_sdp_enabled() == before
-        with trained_attention([module], torch.device("cpu")):
+    kept = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        for before in (True, False):
+            torch.backends.cuda.enable_cudnn_sdp(before)
+            with trained_attention([module], torch.device("cuda")):
+                assert not torch.backends.cuda.cudnn_sdp_enabled()
+                assert {one._attention_backend for one in processors} == {None}
             assert torch.backends.cuda.cudnn_sdp_enabled() == before
-    torch.backends.cuda.enable_cudnn_sdp(True)
+            with trained_attention([module], torch.device("cpu")):
+                assert torch.backends.cuda.cudnn_sdp_enabled() == before
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(kept)
