@@ -20,8 +20,8 @@ class Line:
 LIMIT_SECONDS = 300.0
 ROUNDS = (2, 4)  # at least, at most; a third or fourth starts only while it would end in time
 BATCH = 16
-START_SECONDS = 15.0  # importing torch and diffusers, before the clock of the run starts
-END_SECONDS = 40.0  # the repeat for the noise floor, quality (the oracle takes 10 ms a picture), drawing
+START_SECONDS = 8.0  # importing torch and diffusers, before the clock of the run starts
+END_SECONDS = 32.0  # the repeat for the noise floor, quality (the oracle takes 15 ms a picture), drawing
 
 DEMO = (
     Line("baseline, and once more for the noise floor", 1, 1.0, warm=0.08 + 1.0),

@@ -34,25 +34,21 @@ class Judge:
         assert self.task is not None
         return self.task.features(self.task.reference(REAL, REAL_SEED))
 
-    def quality(self, pictures: Array) -> dict[str, float | None]:
-        """prompt_accuracy, frechet and diversity of pictures of the first prompts.
+    def quality(self, pictures: Array, shown: int) -> dict[str, Any]:
+        """prompt_accuracy, frechet and diversity of pictures of the first prompts, and which of `shown` are right.
 
         Diversity is taken over all prompts: how far the pictures differ, as a part of how far real ones do.
         """
         if self.task is None:
-            return {"prompt_accuracy": None, "frechet": None, "diversity": None}
+            return {"prompt_accuracy": None, "frechet": None, "diversity": None, "shown": (None,) * shown}
         features = self.task.features(pictures)
+        correct = self.task.correct(self.asks[: len(pictures)], pictures)
         return {
-            "prompt_accuracy": self.task.accuracy(self.asks[: len(pictures)], pictures),
+            "prompt_accuracy": statistics.fmean(correct),
             "frechet": frechet(features, self.real),
             "diversity": metrics.spread(features) / metrics.spread(self.real[:VARIED]),
+            "shown": tuple(correct[:shown]),
         }
-
-    def shown(self, pictures: Array) -> tuple[bool | None, ...]:
-        """For each picture whether the oracle sees what its prompt asked for."""
-        if self.task is None:
-            return (None,) * len(pictures)
-        return tuple(self.task.correct(self.asks[: len(pictures)], pictures))
 
     def distance(self, pictures: Array, baseline: Array) -> float:
         """How bad a set of pictures is: its Fréchet distance; without a task how far it is from the baseline's."""
@@ -91,7 +87,7 @@ def _row(record: Record, baseline: Array, judge: Judge, kept: bool | None, pictu
         peak_memory_mb=record.memory_mb,
         psnr=fidelity.get("psnr"),
         ssim=fidelity.get("ssim"),
-        **judge.quality(pictures),
+        **judge.quality(pictures, pictures_shown),
         engaged=record.engaged,
         verdict="baseline",
         why="",
@@ -105,7 +101,6 @@ def _row(record: Record, baseline: Array, judge: Judge, kept: bool | None, pictu
         solver=candidate.solver,
         grows_from=candidate.grows_from,
         kept=kept,
-        shown=judge.shown(pictures[:pictures_shown]),
     )
 
 

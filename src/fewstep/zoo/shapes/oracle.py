@@ -8,9 +8,10 @@ place and size an object has is the template that explains its tint best. One th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -264,8 +265,9 @@ class _Field:
     shifted: bool = False
 
     def cover(self, shape: Shape, place: _Place) -> Array:
-        rows, columns = (_SMOOTHING[self.blur][span] for span in self.window)
-        return np.asarray(rows @ coverage(shape, *place) @ columns.T, np.float32)
+        around = _grown(self.window[0], self.blur), _grown(self.window[1], self.blur)
+        rows, columns = (_SMOOTHING[self.blur][own, wide] for own, wide in zip(self.window, around, strict=True))
+        return np.asarray(rows @ coverage(shape, *place, around) @ columns.T, np.float32)
 
 
 _SMOOTHING: dict[int, Array] = {
@@ -273,23 +275,24 @@ _SMOOTHING: dict[int, Array] = {
 }
 # A pattern is drawn without smoothing, so it only has as many phases as its period has pixels.
 _PHASES = int(PERIOD)
-_BANDS: dict[tuple[int, Fill, int, int], Array] = {
-    (blur, fill, x, y): smoothing @ pattern(fill, x, y) @ smoothing.T
-    for blur, smoothing in _SMOOTHING.items()
-    for fill in FILLS
-    for x in range(_PHASES)
-    for y in range(_PHASES)
+_BANDS: dict[tuple[int, Fill, int, int], int] = {
+    key: number for number, key in enumerate(product(BLURS, FILLS, range(_PHASES), range(_PHASES)))
 }
+# One below the other, for a field to take many at once: (n, 64, 64).
+_PATTERNS: Array = np.stack(
+    [_SMOOTHING[blur] @ pattern(fill, x, y) @ _SMOOTHING[blur].T for blur, fill, x, y in _BANDS]
+)
 
 
-def _fills(field: _Field, x: float, y: float) -> list[tuple[Fill, Array]]:
-    """The three fills, the patterns in every phase within a pixel of a centre at `x`, `y`, or in all of them."""
+def _fills(field: _Field, x: float, y: float) -> tuple[list[Fill], Array]:
+    """The three fills, (n, h, w): the patterns in every phase within a pixel of a centre at `x`, `y`, or in all."""
     steps = range(_PHASES) if field.shifted else (-1, 0, 1)
-    near_x, near_y = ([(int(np.floor(v + 0.5)) + step) % _PHASES for step in steps] for v in (x, y))
+    near_x, near_y = ([(math.floor(v + 0.5) + step) % _PHASES for step in steps] for v in (x, y))
     keys: list[tuple[Fill, int, int]] = [("solid", 0, 0)]
     keys += [("striped", 0, py) for py in near_y]
     keys += [("checked", px, py) for px in near_x for py in near_y]
-    return [(fill, _BANDS[field.blur, fill, px, py][field.window]) for fill, px, py in keys]
+    chosen = [_BANDS[field.blur, *key] for key in keys]
+    return [fill for fill, _, _ in keys], _PATTERNS[:, *field.window][chosen]
 
 
 def _guesses(field: _Field, box: _Box) -> Iterator[_Fit]:
@@ -302,8 +305,8 @@ def _guesses(field: _Field, box: _Box) -> Iterator[_Fit]:
 
 def _best_fill(shape: Shape, place: _Place, field: _Field) -> _Fit:
     cover = field.cover(shape, place)
-    fills = _fills(field, place[0], place[1])
-    bands = np.stack([bands.ravel() for _, bands in fills])
+    fills, patterns = _fills(field, place[0], place[1])
+    bands = patterns.reshape(len(fills), -1)
     own = bands**2 @ cover.ravel() ** 2 + 1e-6  # energy of each template
     match = bands @ (cover * field.along).ravel()
     explained = match**2 / own
@@ -312,8 +315,8 @@ def _best_fill(shape: Shape, place: _Place, field: _Field) -> _Fit:
         shape,
         place,
         cover,
-        fill=fills[best][0],
-        bands=fills[best][1],
+        fill=fills[best],
+        bands=patterns[best],
         gain=float(match[best] / own[best]),
         misfit=float(field.energy / max(explained[best], 1e-6) - 1),
     )

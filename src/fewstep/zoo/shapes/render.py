@@ -15,6 +15,7 @@ _Y, _X = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32) + 0.5  # pixel 
 SHADE = 0.45  # the dark bands of a striped or checked object: its colour times this
 PERIOD = 8.0  # of stripes and checks, in pixels
 RING_WIDTH = 0.42  # as a part of the radius
+EVERYWHERE = (slice(0, IMAGE_SIZE), slice(0, IMAGE_SIZE))
 ARM = 0.34  # half the width of a cross's arms, as a part of the radius
 
 
@@ -27,9 +28,10 @@ def render(scene: Scene) -> Array:
     return image
 
 
-def coverage(shape: Shape, x: float, y: float, radius: float) -> Array:
-    """How much of each pixel the shape covers, shape (64, 64), values in [0, 1]."""
-    return np.clip(0.5 - _signed_distance(shape, _X - x, _Y - y, radius), 0.0, 1.0)
+def coverage(shape: Shape, x: float, y: float, radius: float, window: tuple[slice, slice] = EVERYWHERE) -> Array:
+    """How much of each pixel the shape covers, shape (64, 64) or that of `window`, values in [0, 1]."""
+    rows, columns = window
+    return np.clip(0.5 - _signed_distance(shape, _X[:1, columns] - x, _Y[rows, :1] - y, radius), 0.0, 1.0)
 
 
 def _signed_distance(shape: Shape, dx: Array, dy: Array, r: float) -> Array:
