@@ -17,6 +17,7 @@ from fewstep.machine import Machine
 from fewstep.models.hooks import Hook, Hooks
 from fewstep.models.model import Model
 from fewstep.techniques.base import Engaged, Stage, Technique, strings
+from fewstep.techniques.rewrites import quick_on_cpu
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 SHAPES = (
@@ -105,7 +106,8 @@ class Compile(Technique):
     def apply(self, model: Model, machine: Machine) -> Engaged:
         chosen = regions(model, self.components or tuple(model.denoisers), self.whole)
         graphs: Counter[str] = Counter()
-        facts: dict[str, Any] = {"regions": len(chosen), "modules": sum(len(r.modules) for r in chosen), "graphs": 0}
+        facts: dict[str, Any] = {"regions": len(chosen), "modules": sum(len(r.modules) for r in chosen)}
+        facts |= {"graphs": 0, "rewritten": 0}
         hooks = Hooks(hook for region in chosen for hook in self._hooks(region, graphs, facts)).install()
         return Engaged(self.name, facts, hooks.remove, warnings=partial(_warnings, chosen, graphs))
 
@@ -134,12 +136,14 @@ def _run(
 def _backend(
     label: str, graphs: Counter[str], facts: dict[str, Any], mode: str, graph: torch.fx.GraphModule, inputs: list[Any]
 ) -> Any:
-    """Inductor, counted."""
+    """Inductor, counted, on the graph with what is slow on a CPU rewritten."""
     from torch._inductor import list_mode_options
     from torch._inductor.compile_fx import compile_fx
 
     graphs[label] += 1
     facts["graphs"] += 1
+    facts["rewritten"] += quick_on_cpu(graph.graph)
+    graph.recompile()
     options = {} if mode == "default" else list_mode_options(mode)
     return compile_fx(graph, inputs, config_patches=options)
 
