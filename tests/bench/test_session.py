@@ -8,7 +8,8 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from fewstep.bench.candidates import Batch, Candidate, opened
+from fewstep.bench import candidates
+from fewstep.bench.candidates import REPEATS, Batch, Candidate, opened
 from fewstep.bench.session import InPairs, Record, Setting, SideBySide, _helps
 from fewstep.bench.timing import Run
 
@@ -53,7 +54,8 @@ def test_rows_see_the_same_prompts_and_noise(kind, new_toy, toys) -> None:
     a, b = (session.records[name].all_pictures for name in ("baseline", "the same"))
     assert a.shape == (6, 16, 16, 3)
     np.testing.assert_array_equal(a, b)
-    assert [prompts for prompts, _ in toys[0].calls[-3:]] == [batch.prompts for batch in BATCHES]
+    timed = [prompts for prompts, _ in toys[0].calls[-3 * REPEATS :: REPEATS]]
+    assert timed == [batch.prompts for batch in BATCHES]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ def test_warm_ups_are_short_unless_steps_matter(row, change) -> None:
 
 def test_a_warm_up_is_two_calls(new_toy, toys) -> None:
     run(SideBySide, new_toy, rows=())
-    assert [steps for _, steps in toys[0].calls] == [2, 2, 20, 20, 20]
+    assert [steps for _, steps in toys[0].calls] == [2, 2, *[20] * (3 * REPEATS)]
 
 
 def test_no_round_starts_that_would_end_too_late(new_toy) -> None:
@@ -112,6 +114,18 @@ def test_a_trick_that_makes_other_pictures_does_not_help() -> None:
     assert _helps(record(0.5, black), record(0.8, black))
     assert not _helps(record(0.5, white), record(0.8, black))
     assert not _helps(record(0.79, black), record(0.8, black))
+
+
+@pytest.mark.parametrize(("short", "calls"), [(float("inf"), REPEATS), (0.0, 1)])
+def test_a_short_call_is_repeated_and_its_median_counts(new_toy, toys, monkeypatch, short, calls) -> None:
+    monkeypatch.setattr(candidates, "SHORT", short)
+    seconds = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(candidates, "measured", lambda call, *_: (call(), Run(next(seconds), 0, 1)))
+    with opened(BASELINE, new_toy) as subject:
+        pictures, run = subject.run(BATCHES[0])
+    assert len(toys[0].calls) == calls
+    assert run.seconds == (2.0 if calls == REPEATS else 3.0)
+    assert len(pictures) == 2
 
 
 def test_a_candidate_is_undone_when_it_closes(new_toy, toys) -> None:

@@ -23,6 +23,8 @@ from fewstep.recipe import Recipe
 
 Kind = Literal["baseline", "steps", "alone", "stack"]
 WARM_STEPS = 2  # enough to load, compile and allocate everything that a long call uses
+SHORT = 0.5  # seconds; a call under it is repeated
+REPEATS = 3
 LEARN_FROM = 2  # prompts of the call that a technique learns from
 LEARNING = frozenset({"teacache"})  # techniques whose first call must be a long one, for they learn from it
 
@@ -101,6 +103,15 @@ class Subject:
         return np.asarray(output.frames if pictures is None else pictures, dtype=np.float32)
 
     def run(self, batch: Batch) -> tuple[Array, Run]:
+        """The pictures and the call's time; a short call's is the median of `REPEATS`, for the first one finds the
+        caches full of another row's weights."""
+        pictures, first = self._timed(batch)
+        if first.seconds >= SHORT:
+            return pictures, first
+        runs = [first, *(self._timed(batch)[1] for _ in range(REPEATS - 1))]
+        return pictures, sorted(runs, key=lambda run: run.seconds)[REPEATS // 2]
+
+    def _timed(self, batch: Batch) -> tuple[Array, Run]:
         return measured(lambda: self.generate(batch), self.denoisers, len(batch.prompts))
 
     def warm_up(self, batch: Batch) -> tuple[float, float]:

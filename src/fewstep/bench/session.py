@@ -23,7 +23,7 @@ from fewstep.bench.timing import Run, interleaved, speedup
 from fewstep.bench.verdict import SPEED_MARGIN
 from fewstep.errors import FewstepError
 
-PROBES = 5  # interleaved calls that decide whether a trick stays in the growing stack
+PROBES = 3  # interleaved runs that decide whether a trick stays in the growing stack
 PROBE_PSNR = 20.0  # dB: pictures further than this from those of the stack before are another model's
 
 
