@@ -1,4 +1,4 @@
-"""The three commands, as a person and as a program would read them."""
+"""The four commands, as a person and as a program would read them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 from fewstep.checkpoints.formats import write
 from fewstep.checkpoints.layouts import NVFP4
 from fewstep.cli import checkpoints
-from fewstep.errors import CheckpointError
+from fewstep.errors import CheckpointError, InputError
 from tests.checkpoints.making import quantized
 
 app = typer.Typer()
-for command in (checkpoints.inspect, checkpoints.verify, checkpoints.convert):
+for command in (checkpoints.quantize, checkpoints.inspect, checkpoints.verify, checkpoints.convert):
     app.command()(command)
 
 
@@ -50,3 +50,14 @@ def test_a_fault_is_an_error_with_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"no")
     with pytest.raises(CheckpointError, match="damaged or cut short"):
         run("verify", str(tmp_path / "x.safetensors"))
+
+
+def test_a_pipeline_is_the_original_by_name(tmp_path: Path) -> None:
+    """As docs/quantize-first.md writes it."""
+    run("quantize", "zoo:shapes", "--scheme", "fp8-dynamic", "--out", str(tmp_path / "fp8"), "--no-check")
+    part = str(tmp_path / "fp8" / "transformer")
+    assert json.loads(run("verify", part, "--original", "zoo:shapes", "--json"))["beside_original"]
+    with pytest.raises(CheckpointError, match="differs from the original"):
+        run("verify", part, "--original", "zoo:shapes-4step")
+    with pytest.raises(InputError, match="There is no folder nowhere"):
+        run("verify", part, "--original", "nowhere")

@@ -19,7 +19,7 @@ from fewstep.checkpoints.verify import misfits
 from fewstep.errors import CheckpointError, InputError, bad_value
 from fewstep.files import replacing
 from fewstep.machine import versions
-from fewstep.models.load import INDEX, component_folders, copy_pipeline, resolve
+from fewstep.models.load import INDEX, component_folder, copy_pipeline, local
 from fewstep.models.model import denoises
 from fewstep.numerics.quantized import Layout, Quantized, outline, quantize
 from fewstep.numerics.schemes import Scheme
@@ -81,16 +81,9 @@ def make(
         raise InputError(bad_value("format", "a checkpoint", f"one of {', '.join(FORMATS)}", format))
     if scheme.rank:
         raise InputError(f"No checkpoint format here holds the low-rank branch of {scheme.name}: take another scheme.")
-    place = resolve(source)
-    if isinstance(place, str):
-        from diffusers import DiffusionPipeline
-
-        place = Path(DiffusionPipeline.download(place))
-    is_pipeline = (place / INDEX).exists()
-    parts = component_folders(place) if is_pipeline else {component: place}
-    if component not in parts:
-        raise InputError(bad_value("component", str(source), f"one of {', '.join(parts)}", component))
-    checkpoint, skipped = quantized(parts[component], scheme, rules, component)
+    place = local(source)
+    model, is_pipeline = component_folder(place, component), (place / INDEX).exists()
+    checkpoint, skipped = quantized(model, scheme, rules, component)
     with replacing(out) as aside:
         if is_pipeline and FORMATS[format].folder:
             copy_pipeline(place, aside, but=(component,))
@@ -98,8 +91,8 @@ def make(
         else:
             write(checkpoint, aside, format)
     written = Path(out) / component if (Path(out) / INDEX).exists() else Path(out)
-    before, after = (open_stored(model).nbytes for model in (parts[component], written))
-    return Made(str(out), str(written), str(parts[component]), format, len(checkpoint.layers), skipped, before, after)
+    before, after = (open_stored(folder).nbytes for folder in (model, written))
+    return Made(str(out), str(written), str(model), format, len(checkpoint.layers), skipped, before, after)
 
 
 def quantized(

@@ -16,7 +16,8 @@ from fewstep.checkpoints.families import ORIGINAL_NAMES, from_ours
 from fewstep.checkpoints.formats import Source, assemble_opened, open_checkpoint
 from fewstep.checkpoints.model import Expected, expected
 from fewstep.checkpoints.stored import open_stored
-from fewstep.errors import CheckpointError, InputError
+from fewstep.errors import CheckpointError
+from fewstep.models.load import component_folder
 from fewstep.numerics.quantized import Quantized, quantize
 
 UNSEEN = (
@@ -53,16 +54,17 @@ def verify(
     """Check everything about the checkpoint at `path`.
 
     Args:
-        original: the model it was made from: a diffusers folder (of the model, or of a pipeline with a `transformer`),
-            or its tensors by name.
+        original: the model it was made from: its folder, a pipeline with it as `transformer` (zoo model, folder or hub
+            id), or its tensors by name.
         config: of the model, where neither the checkpoint nor `original` says it.
 
     Raises:
         CheckpointError: what is wrong, a line each with the file and the layer.
         InputError: nothing is at `path` or `original`, or no one says which model it is.
     """
-    if config is None and isinstance(original, str | Path):
-        config = original
+    if isinstance(original, str | Path):
+        original = component_folder(original, "transformer")
+        config = original if config is None else config
     opened = open_checkpoint(path, config)
     checkpoint = assemble_opened(opened)
     faults = list(misfits(checkpoint, expected(opened.config or {})))
@@ -175,9 +177,5 @@ def _fused_paths(model: str, seen: Mapping[str, Any]) -> Iterator[tuple[str, ...
 def _originals(original: str | Path | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     if isinstance(original, Mapping):
         return original
-    place = Path(original)
-    inside = place / "transformer"
-    stored = open_stored(inside if inside.is_dir() else place) if place.exists() else None
-    if stored is None:
-        raise InputError(f"There is no folder {place}: name the diffusers folder that the checkpoint was made from.")
+    stored = open_stored(Path(original))
     return Lazy({name: as_stored(name) for name in stored.where}, stored.numbers, stored.shape)

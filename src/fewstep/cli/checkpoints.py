@@ -85,7 +85,7 @@ def inspect(path: Place, config: Config = None, as_json: AsJson = False) -> None
 def verify(
     path: Place,
     original: Annotated[
-        str | None, typer.Option(help="The diffusers folder it was made from: compare every value.")
+        str | None, typer.Option(help="The model it was made from (zoo:NAME, folder or hub id): compare every value.")
     ] = None,
     config: Config = None,
     as_json: AsJson = False,

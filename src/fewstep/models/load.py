@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.errors import CheckpointError, InputError
+from fewstep.errors import CheckpointError, InputError, bad_value
 from fewstep.files import read_json
 from fewstep.models.manifest import FILE, Manifest
 
@@ -161,6 +161,34 @@ def component_folders(folder: Path) -> dict[str, Path]:
         if not part.is_dir():
             raise InputError(f"The pipeline in {folder} lacks its component {name!r}: there is no folder {part}.")
     return parts
+
+
+def local(source: str | Path) -> Path:
+    """The folder of `zoo:NAME` or of a path; of a hub id what is downloaded.
+
+    Raises: as `resolve`.
+    """
+    place = resolve(source)
+    if isinstance(place, Path):
+        return place
+    from diffusers import DiffusionPipeline
+
+    return Path(DiffusionPipeline.download(place))
+
+
+def component_folder(source: str | Path, name: str) -> Path:
+    """The folder of a pipeline's component, or `source` itself where it is no pipeline but one model's folder.
+
+    Raises:
+        InputError: nothing is at `source`, or the pipeline has no such component.
+    """
+    place = local(source)
+    if not (place / INDEX).exists():
+        return place
+    parts = component_folders(place)
+    if name not in parts:
+        raise InputError(bad_value("component", str(source), f"one of {', '.join(parts)}", name))
+    return parts[name]
 
 
 def copy_pipeline(source: Path, target: Path, but: Collection[str] = ()) -> None:
