@@ -45,6 +45,7 @@ Row = dict[str, Any]
 POINTS = 4000  # samples that a distance is taken of
 SHOWN = 1000
 TEACHER = "teacher, best solver"
+FEATURES = ("layers.0", "layers.1", "layers.2")  # of the small network, for discriminators
 
 
 def main() -> None:
@@ -77,7 +78,8 @@ def known(path: Path, make: Callable[..., Row], *arguments: Any) -> Row:
 def rung(method: str, options: argparse.Namespace, batch: int, **training: Any) -> Rung:
     """As many iterations as the budget buys; a progressive ladder shares it among its stages."""
     iterations = max(1, options.budget // CATALOG[method].cost // (2 if method == "progressive" else 1))
-    return Rung(method, iterations, options.batch or batch, training=training)
+    own = {"features": FEATURES} if options.domain == "mixtures" and "features" in CATALOG[method].choices else {}
+    return Rung(method, iterations, options.batch or batch, options=own, training=training)
 
 
 def ladder(method: str, options: argparse.Namespace, batch: int, **training: Any) -> list[Rung]:

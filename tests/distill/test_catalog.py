@@ -42,6 +42,10 @@ def test_options_get_their_types_and_wrong_ones_are_named() -> None:
     ):
         with pytest.raises(InputError, match=said):
             dmd2.options(given, "The method 'dmd2'")
+    assert card("ladd").options({"features": ["layers.0"]}, "x") == {"features": ("layers.0",)}
+    for features in ("layers.0", 3, [3]):
+        with pytest.raises(InputError, match="'features' of x must be a list of names"):
+            card("ladd").options({"features": features}, "x")
     with pytest.raises(InputError, match="it has none"):
         card("kd").options({"critic_steps": 2}, "The method 'kd'")
     with pytest.raises(InputError, match="'divergence' of x must be one of"):

@@ -14,6 +14,8 @@ from PIL import Image
 from fewstep.diffusion.samplers import euler, flow_times
 from fewstep.distill.data.samples import PathSet
 from fewstep.distill.job import Job, Rung
+from fewstep.distill.ladder import Domain, Ladder
+from fewstep.distill.mixtures import MixtureTask, ring
 from fewstep.distill.pipelines import unguided
 from fewstep.distill.run import distill, run
 from fewstep.errors import InputError
@@ -175,3 +177,20 @@ def test_guidance_is_turned_off_where_the_pipeline_has_it():
         "guidance_scale": 4.0,
         "true_cfg_scale": 1.0,
     }
+
+
+@pytest.mark.parametrize("method", ["dmd2_gan", "f_distill", "ladd"])
+def test_a_discriminator_on_a_network_without_blocks_is_told_which_features(method, tmp_path):
+    exact = MixtureTask(ring(4), labelled=False)
+    domain = Domain(exact.student(0, width=16), [0] * 64, lambda _: None, (2,))
+
+    def climbed(name, **options):
+        rung = Rung(method, 2, 8, options=options, training=TRAINING)
+        job = Job((), tmp_path / name, steps=1, ladder=[rung], samples=64, teacher_steps=2)
+        return Ladder(domain, job).climb(show=False)
+
+    with pytest.raises(InputError, match=r"MLP has no repeated blocks.*name modules of it as 'features'"):
+        climbed("unnamed")
+    with pytest.raises(InputError, match=r"has no part 'layers\.9'"):
+        climbed("misnamed", features=["layers.9"])
+    assert all(weight.isfinite().all() for weight in climbed("named", features=["layers.0", "layers.2"]).parameters())

@@ -66,10 +66,10 @@ class Given:
     def rollout(self, simulated: bool) -> Rollout:
         return Rollout(self.times, self.sampler, simulated)
 
-    def gan(self, weight: float, kind: Adversary, r1: float) -> Gan:
-        """Heads over the teacher's features."""
+    def gan(self, weight: float, kind: Adversary, r1: float, features: tuple[str, ...]) -> Gan:
+        """Heads over what the teacher's modules of these names return; without names, its blocks."""
         x_t, t = self.batch.states[:, -1], self.times[0]
-        heads = FeatureDiscriminator.over(self.teacher, x_t, t, self.batch.cond, seed=self.seed)
+        heads = FeatureDiscriminator.over(self.teacher, x_t, t, self.batch.cond, paths=features, seed=self.seed)
         return Gan(heads, weight, kind=kind, r1=r1)
 
 
@@ -139,9 +139,10 @@ def dmd2_gan(
     weight: float = 3e-3,
     kind: Adversary = "softplus",
     r1: float = 0.0,
+    features: tuple[str, ...] = (),
 ) -> DMD2:
     matching = dmd2(given, critic_steps=critic_steps, simulated=simulated, guided=guided)
-    return replace(matching, gan=given.gan(weight, kind, r1))
+    return replace(matching, gan=given.gan(weight, kind, r1, features))
 
 
 def f_distill(
@@ -153,9 +154,10 @@ def f_distill(
     guided: tuple[float, float] = EVERYWHERE,
     weight: float = 3e-3,
     r1: float = 0.0,
+    features: tuple[str, ...] = (),
 ) -> FDistill:
-    matching = dmd2_gan(given, critic_steps=critic_steps, simulated=simulated, guided=guided, weight=weight, r1=r1)
-    return FDistill(matching, divergence)
+    matching = dmd2(given, critic_steps=critic_steps, simulated=simulated, guided=guided)
+    return FDistill(replace(matching, gan=given.gan(weight, "softplus", r1, features)), divergence)
 
 
 def ladd(
@@ -166,8 +168,9 @@ def ladd(
     weight: float = 1.0,
     kind: Adversary = "hinge",
     r1: float = 0.1,
+    features: tuple[str, ...] = (),
 ) -> LADD:
-    return LADD(given.student, given.gan(weight, kind, r1), given.rollout(simulated), discriminator_steps)
+    return LADD(given.student, given.gan(weight, kind, r1, features), given.rollout(simulated), discriminator_steps)
 
 
 def sid(given: Given, *, critic_steps: int = 1, alpha: float = 1.0, simulated: bool = True) -> SiD:

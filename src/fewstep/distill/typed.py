@@ -14,7 +14,7 @@ def typed(name: str, value: Any, hint: Any, where: str) -> Any:
     """The value as `hint` wants it; YAML reads 3e-4 as text. Hints that are not numbers or made of them leave it.
 
     Raises:
-        InputError: not a number, not whole, not true or false, or none of the choices of a Literal.
+        InputError: not a number, not whole, not true or false, no list of names, or none of the choices of a Literal.
     """
     kind, inside = get_origin(hint), get_args(hint)
     if kind in (Union, UnionType):
@@ -28,6 +28,10 @@ def typed(name: str, value: Any, hint: Any, where: str) -> Any:
         if len(value) != len(inside):
             raise InputError(bad_value(name, where, f"{len(inside)} values", value))
         return tuple(typed(name, one, of, where) for one, of in zip(value, inside, strict=True))
+    if kind is tuple and inside[0] is str:
+        if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+            raise InputError(bad_value(name, where, "a list of names", value))
+        return tuple(value)
     if isinstance(value, Mapping) and len(inside) == 2:
         return {key: typed(f"{name}.{key}", one, inside[1], where) for key, one in value.items()}
     if hint is bool and not isinstance(value, bool):

@@ -32,7 +32,9 @@ def tap_paths(module: nn.Module, count: int = 4) -> tuple[str, ...]:
     """
     paths = [block.path for block in find_blocks(_network(module))]
     if not paths:
-        raise InputError(f"{type(module).__name__} has no repeated blocks to take features from: name modules of it.")
+        raise InputError(
+            f"{type(module).__name__} has no repeated blocks to take features from: name modules of it as 'features'."
+        )
     if count < 1:
         raise InputError(bad_value("count", "a discriminator's features", "at least 1", count))
     count = min(count, len(paths))
