@@ -8,6 +8,7 @@ import pytest
 
 from fewstep.machine import FEATURES, Machine
 from fewstep.techniques import TECHNIQUES
+from fewstep.zoo.registry import NAMES, info
 from tests.cli.conftest import Fewstep
 
 
@@ -31,6 +32,9 @@ def test_a_trick_that_fits(fewstep: Fewstep, model: Path, monkeypatch: pytest.Mo
     fits = {(row["trick"], row["setting"]) for row in rows if row["fits"]}
     assert ("precision", "–") in fits
     assert ("quantize", "scheme fp8-dynamic") not in fits
+    students = {f"student zoo:{name}" for name in NAMES if info(name).teacher}
+    assert {row["setting"] for row in rows if row["trick"] == "few_step"} == students
+    assert len(students) >= 3
 
 
 def test_as_tables(fewstep: Fewstep, model: Path) -> None:

@@ -13,12 +13,8 @@ from fewstep.cli.show import AsJson, cell, note, print_facts, print_json, print_
 if TYPE_CHECKING:
     from fewstep.machine import Machine
     from fewstep.models.model import Model
-
-# The settings that doctor tries of a trick that needs some or has several kinds; the others are tried as they are.
-SETTINGS: dict[str, list[dict[str, Any]]] = {
-    "few_step": [{"student": "zoo:shapes-4step"}, {"student": "zoo:shapes-1step"}],
-    "quantize": [{"scheme": "int8-dynamic"}, {"scheme": "fp8-dynamic"}],
-}
+# The schemes whose products are of few bits: one for each sort of hardware.
+SCHEMES = ("int8-dynamic", "fp8-dynamic", "mxfp8", "nvfp4")
 
 
 def doctor(
@@ -63,8 +59,18 @@ def _fitting(source: str, machine: Machine) -> list[dict[str, Any]]:
     from fewstep.models.model import Model
     from fewstep.techniques import TECHNIQUES
 
-    model = Model(load(source))
-    return [fit(name, setting, model, machine) for name in TECHNIQUES for setting in SETTINGS.get(name, [{}])]
+    model, settings = Model(load(source)), _settings()
+    return [fit(name, setting, model, machine) for name in TECHNIQUES for setting in settings.get(name, [{}])]
+
+
+def _settings() -> dict[str, list[dict[str, Any]]]:
+    """What is tried of a trick that needs some setting or has several kinds; the others are tried as they are."""
+    from fewstep.zoo.registry import NAMES, info
+
+    return {
+        "few_step": [{"student": f"zoo:{name}"} for name in NAMES if info(name).teacher is not None],
+        "quantize": [{"scheme": name} for name in SCHEMES],
+    }
 
 
 def fit(name: str, setting: dict[str, Any], model: Model, machine: Machine) -> dict[str, Any]:
