@@ -2,6 +2,7 @@
 
     python benchmarks/quantize.py speed [--rounds 5] [--no-compile] [--size flux] [--schemes …]
     python benchmarks/quantize.py quality [--prompts 64] [--steps 16] [--schemes nvfp4 …] [--budgets 0.05]
+    python benchmarks/quantize.py pairs [--rounds 4] [--steps 24]
     python benchmarks/quantize.py memory [--width 1536]
 
 speed: a Flux of 102 million random parameters, 1024 image tokens, one call of the denoiser; every scheme that has
@@ -14,11 +15,14 @@ quality: zoo:shapes and its 4-step student under every scheme, emulated where no
 Fréchet distance, and PSNR to the same seeds without quantization, beside the noise floor (the same model in bfloat16,
 where the machine has that). With --budgets the layers are chosen by measurement too.
 
+pairs: zoo:shapes under each other trick, without and with int8-dynamic: whole calls of 16 pictures in turns, and what
+the pictures are worth; of a cache also the steps that it reused.
+
 memory: `fewstep quantize` of a larger Flux in shards, each scheme in a process of its own; what its private memory
 rises by, beside the size of what it writes and of the largest layer in the dtype that it is stored in. Pages of the
 files that it reads, which the system may drop at any time, are not private.
 
-Writes out/benchmarks/quantize-speed.json, quantize-quality.json and quantize-memory.json.
+Writes out/benchmarks/quantize-speed.json, -quality.json, -pairs.json and -memory.json.
 """
 
 from __future__ import annotations
@@ -40,8 +44,11 @@ from diffusers import FluxTransformer2DModel
 
 import fewstep
 from fewstep.bench import results
+from fewstep.bench.candidates import Candidate
 from fewstep.bench.quality import psnr
 from fewstep.bench.timing import MB, interleaved, measured, now, sampled, speedup
+from fewstep.bench.verdict import WORK_KEYS
+from fewstep.bench.waterfall import Plan, measure
 from fewstep.checkpoints.make import make
 from fewstep.machine import Machine
 from fewstep.models.model import Model
@@ -57,6 +64,14 @@ PRECISIONS: dict[str, tuple[Technique, ...]] = {"float32": (), "bfloat16": (Prec
 SLOWER = 0.97  # of the speed of its like without quantization: below it a row is told to be slower
 MODELS = {"zoo:shapes": True, "zoo:shapes-4step": False}  # model -> whether it takes `--steps`
 PROMPT_SEED = 31
+PARTNERS: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "precision": {"precision": {"dtype": "bfloat16"}},
+    "teacache": {"teacache": {"threshold": 0.1}},
+    "compile": {"compile": {}},
+    "precision and compile": {"precision": {"dtype": "bfloat16"}, "compile": {}},
+    "4-step student": {"few_step": {"student": "zoo:shapes-4step"}},
+}
 
 Row = dict[str, Any]
 
@@ -93,11 +108,14 @@ def main() -> None:
     quality.add_argument("--steps", type=int, default=16, help="of the teacher")
     quality.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=list(SCHEMES))
     quality.add_argument("--budgets", nargs="*", type=float, default=[], help="relative errors of the output")
+    pairs = parts.add_parser("pairs")
+    pairs.add_argument("--rounds", type=int, default=4)
+    pairs.add_argument("--steps", type=int, default=24, help="of the teacher")
     memory = parts.add_parser("memory")
     memory.add_argument("--width", type=int, default=1536, help="of the model; its parameters grow by the square")
     options = parser.parse_args()
     warnings.simplefilter("ignore", RuntimeWarning)  # that emulation is no speed-up, which every row says
-    rows = list({"speed": speeds, "quality": qualities, "memory": memories}[options.part](options))
+    rows = list({"speed": speeds, "quality": qualities, "pairs": paired, "memory": memories}[options.part](options))
     print(results.save(f"quantize-{options.part}", rows))
 
 
@@ -262,6 +280,44 @@ def settings(options: argparse.Namespace) -> Iterator[tuple[str, Technique | Non
         yield name, scheme
         for budget in options.budgets:
             yield f"{name}, error ≤ {budget:g}", replace(scheme, budget=budget)
+
+
+# With other tricks.
+
+
+def paired(options: argparse.Namespace) -> Iterator[Row]:
+    shapes = task("shapes")
+    asked = shapes.prompts(16 * options.rounds, PROMPT_SEED)
+    call = {"num_inference_steps": options.steps}
+    candidates = [Candidate("nothing", "baseline", call=call)]
+    for name, recipe in PARTNERS.items():
+        ours = {} if "few_step" in recipe else call
+        if recipe:
+            candidates.append(Candidate(name, "alone", tuple({k: v} for k, v in recipe.items()), ours))
+        # Recipes apply by stage, whatever their order.
+        with_int8 = (*({k: v} for k, v in recipe.items()), {"quantize": {"scheme": "int8-dynamic"}})
+        candidates.append(Candidate(f"{name} + int8", "stack", with_int8, ours, grows_from=name))
+    plan = Plan(
+        title="int8 with other tricks",
+        model="zoo:shapes",
+        new_pipe=lambda: fewstep.load("zoo:shapes"),
+        candidates=tuple(candidates),
+        prompts=tuple(prompt for prompt, _ in asked),
+        asks=tuple(ask for _, ask in asked),
+        task=shapes,
+        rounds=(options.rounds, options.rounds),
+    )
+    report = measure(plan, print).report
+    for one in report.skipped:
+        print(f"no row of {one.name}: {one.why}")
+    seconds = {row.name: row.runs for row in report.rows}
+    for row in report.rows:
+        reused = {k: v for one in row.engaged if one.name == "teacache" for k, v in one.facts.items() if k in WORK_KEYS}
+        over = speedup(seconds[row.grows_from], row.runs) if row.grows_from in seconds else None
+        kept = {"seconds": row.seconds, "speedup": row.speedup, "over_without_int8": over, **reused}
+        quality = {"prompt_accuracy": row.prompt_accuracy, "frechet": row.frechet, "psnr": row.psnr}
+        print(row.name, {**kept, **quality})
+        yield {"stack": row.name, "samples": row.samples, **kept, **quality}
 
 
 # Memory of making a checkpoint.
