@@ -1,7 +1,7 @@
 """Quantization on this machine: what each scheme brings in time and bytes, and what it costs in pictures.
 
     python benchmarks/quantize.py speed [--rounds 5] [--no-compile] [--size flux] [--schemes …]
-    python benchmarks/quantize.py quality [--prompts 64] [--steps 16] [--schemes nvfp4 …] [--budgets 0.05]
+    python benchmarks/quantize.py quality [--prompts 64] [--steps 16] [--schemes …] [--models …] [--budgets 0.05]
     python benchmarks/quantize.py pairs [--rounds 4] [--steps 24]
     python benchmarks/quantize.py memory [--width 1536]
 
@@ -107,6 +107,7 @@ def main() -> None:
     quality.add_argument("--prompts", type=int, default=64)
     quality.add_argument("--steps", type=int, default=16, help="of the teacher")
     quality.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=list(SCHEMES))
+    quality.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     quality.add_argument("--budgets", nargs="*", type=float, default=[], help="relative errors of the output")
     pairs = parts.add_parser("pairs")
     pairs.add_argument("--rounds", type=int, default=4)
@@ -241,8 +242,8 @@ def qualities(options: argparse.Namespace) -> Iterator[Row]:
     shapes = task("shapes")
     asked = shapes.prompts(options.prompts, PROMPT_SEED)
     real = shapes.features(shapes.reference(REAL, REAL_SEED))
-    for name, takes_steps in MODELS.items():
-        call = {"num_inference_steps": options.steps} if takes_steps else {}
+    for name in options.models:
+        call = {"num_inference_steps": options.steps} if MODELS[name] else {}
         baseline: Any = None
         for label, technique in settings(options):
             pipe = fewstep.load(name)
