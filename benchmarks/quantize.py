@@ -41,6 +41,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
+from peft import LoraConfig
 
 import fewstep
 from fewstep.bench import results
@@ -287,21 +288,35 @@ def settings(options: argparse.Namespace) -> Iterator[tuple[str, Technique | Non
 
 
 def paired(options: argparse.Namespace) -> Iterator[Row]:
+    yield from pairs_of(PARTNERS, lambda: fewstep.load("zoo:shapes"), options)
+    yield from pairs_of({"a LoRA": {}}, with_lora, options)
+
+
+def with_lora() -> Any:
+    """An adapter of rank 8 on the attention's inputs, untrained: it costs time and changes nothing."""
+    pipe = fewstep.load("zoo:shapes")
+    pipe.transformer.add_adapter(LoraConfig(r=8, target_modules=["to_q", "to_k", "to_v"]))
+    return pipe
+
+
+def pairs_of(
+    partners: Mapping[str, Mapping[str, Any]], new_pipe: Callable[[], Any], options: argparse.Namespace
+) -> Iterator[Row]:
+    """A row for each partner and one with int8 on it; the first partner is nothing but the pipeline."""
     shapes = task("shapes")
     asked = shapes.prompts(16 * options.rounds, PROMPT_SEED)
-    call = {"num_inference_steps": options.steps}
-    candidates = [Candidate("nothing", "baseline", call=call)]
-    for name, recipe in PARTNERS.items():
-        ours = {} if "few_step" in recipe else call
-        if recipe:
-            candidates.append(Candidate(name, "alone", tuple({k: v} for k, v in recipe.items()), ours))
-        # Recipes apply by stage, whatever their order.
-        with_int8 = (*({k: v} for k, v in recipe.items()), {"quantize": {"scheme": "int8-dynamic"}})
-        candidates.append(Candidate(f"{name} + int8", "stack", with_int8, ours, grows_from=name))
+    steps = {"num_inference_steps": options.steps}
+    candidates = []
+    for name, recipe in partners.items():
+        call = {} if "few_step" in recipe else steps
+        without = tuple({key: value} for key, value in recipe.items())
+        candidates.append(Candidate(name, "alone" if recipe else "baseline", without, call))
+        with_int8 = (*without, {"quantize": {"scheme": "int8-dynamic"}})
+        candidates.append(Candidate(f"{name} + int8", "stack", with_int8, call, grows_from=name))
     plan = Plan(
         title="int8 with other tricks",
         model="zoo:shapes",
-        new_pipe=lambda: fewstep.load("zoo:shapes"),
+        new_pipe=new_pipe,
         candidates=tuple(candidates),
         prompts=tuple(prompt for prompt, _ in asked),
         asks=tuple(ask for _, ask in asked),
@@ -317,8 +332,8 @@ def paired(options: argparse.Namespace) -> Iterator[Row]:
         over = speedup(seconds[row.grows_from], row.runs) if row.grows_from in seconds else None
         kept = {"seconds": row.seconds, "speedup": row.speedup, "over_without_int8": over, **reused}
         quality = {"prompt_accuracy": row.prompt_accuracy, "frechet": row.frechet, "psnr": row.psnr}
-        print(row.name, {**kept, **quality})
-        yield {"stack": row.name, "samples": row.samples, **kept, **quality}
+        print(row.name, {**kept, **quality}, *row.warnings)
+        yield {"stack": row.name, "samples": row.samples, **kept, **quality, "warnings": row.warnings}
 
 
 # Memory of making a checkpoint.

@@ -103,8 +103,8 @@ class Subject:
         return np.asarray(output.frames if pictures is None else pictures, dtype=np.float32)
 
     def run(self, batch: Batch) -> tuple[Array, Run]:
-        """The pictures and the call's time; a short call's is the median of `REPEATS`, for the first one finds the
-        caches full of another row's weights."""
+        """The pictures and the call's time; a short call's is the median of `REPEATS`, for the first one comes
+        after another row's call."""
         pictures, first = self._timed(batch)
         if first.seconds >= SHORT:
             return pictures, first
