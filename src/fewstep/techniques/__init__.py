@@ -3,13 +3,25 @@
 from fewstep.techniques.base import Engaged, Stage, Technique
 from fewstep.techniques.compile import Compile
 from fewstep.techniques.few_step import FewStep
+from fewstep.techniques.host import Host
 from fewstep.techniques.precision import Precision
 from fewstep.techniques.quantize import Quantize
 from fewstep.techniques.teacache import TeaCache
 
 # Within one stage the order here is the order of applying: a student takes its place before its weights are cast.
 TECHNIQUES: dict[str, type[Technique]] = {
-    technique.name: technique for technique in (FewStep, Precision, Quantize, TeaCache, Compile)
+    technique.name: technique for technique in (FewStep, Precision, Quantize, TeaCache, Compile, Host)
 }
 
-__all__ = ["TECHNIQUES", "Compile", "Engaged", "FewStep", "Precision", "Quantize", "Stage", "TeaCache", "Technique"]
+__all__ = [
+    "TECHNIQUES",
+    "Compile",
+    "Engaged",
+    "FewStep",
+    "Host",
+    "Precision",
+    "Quantize",
+    "Stage",
+    "TeaCache",
+    "Technique",
+]

@@ -22,6 +22,7 @@ class Stage(IntEnum):
     ATTENTION = 3
     CACHE = 4
     COMPILE = 5
+    HOST = 6
 
 
 def _nothing() -> None:
