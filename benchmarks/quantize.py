@@ -68,7 +68,7 @@ PROMPT_SEED = 31
 PARTNERS: dict[str, dict[str, Any]] = {
     "nothing": {},
     "precision": {"precision": {"dtype": "bfloat16"}},
-    "teacache": {"teacache": {"threshold": 0.1}},
+    "cache": {"cache": {"preset": "teacache", "threshold": 0.1}},
     "compile": {"compile": {}},
     "precision and compile": {"precision": {"dtype": "bfloat16"}, "compile": {}},
     "4-step student": {"few_step": {"student": "zoo:shapes-4step"}},
@@ -328,7 +328,7 @@ def pairs_of(
         print(f"no row of {one.name}: {one.why}")
     seconds = {row.name: row.runs for row in report.rows}
     for row in report.rows:
-        reused = {k: v for one in row.engaged if one.name == "teacache" for k, v in one.facts.items() if k in WORK_KEYS}
+        reused = {k: v for one in row.engaged if one.name == "cache" for k, v in one.facts.items() if k in WORK_KEYS}
         over = speedup(seconds[row.grows_from], row.runs) if row.grows_from in seconds else None
         kept = {"seconds": row.seconds, "speedup": row.speedup, "over_without_int8": over, **reused}
         quality = {"prompt_accuracy": row.prompt_accuracy, "frechet": row.frechet, "psnr": row.psnr}

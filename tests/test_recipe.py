@@ -13,11 +13,11 @@ from fewstep.errors import InputError, RecipeError
 from fewstep.models.model import Model
 from fewstep.recipe import Recipe
 from fewstep.recipes import RECIPES
-from fewstep.techniques import Compile, FewStep, Precision, Quantize, TeaCache
+from fewstep.techniques import Cache, Compile, FewStep, Precision, Quantize
 from tests.techniques.tiny import BARE, pipeline
 
 ALL = Recipe(
-    (Compile(dynamic=True), TeaCache(threshold=0.25), Quantize(skip=("a", "b")), FewStep("zoo:x"), Precision("float16"))
+    (Compile(dynamic=True), Cache(threshold=0.25), Quantize(skip=("a", "b")), FewStep("zoo:x"), Precision("float16"))
 )
 
 
@@ -28,9 +28,9 @@ def test_a_file_and_back(tmp_path: Path, suffix: str) -> None:
     assert Recipe.load(str(tmp_path / f"r{suffix}")) == ALL
 
 
-@given(st.floats(0, 10), st.integers(1, 4096), st.lists(st.text(), max_size=3))
+@given(st.floats(0, 10, exclude_min=True), st.integers(1, 4096), st.lists(st.text(), max_size=3))
 def test_a_dict_and_back(threshold: float, least: int, skip: list[str]) -> None:
-    recipe = Recipe((TeaCache(threshold=threshold), Quantize(min_features=least, skip=tuple(skip))))
+    recipe = Recipe((Cache(threshold=threshold), Quantize(min_features=least, skip=tuple(skip))))
     assert Recipe.load(recipe.to_dict()) == recipe
 
 
@@ -42,17 +42,17 @@ def test_the_form_that_people_write() -> None:
 
 
 def test_order_comes_from_the_stage_and_then_from_the_registry() -> None:
-    names = ["few_step", "precision", "quantize", "teacache", "compile"]
+    names = ["few_step", "precision", "quantize", "cache", "compile"]
     assert [t.name for t in ALL.ordered()] == names
     assert [t.name for t in Recipe(ALL.techniques[::-1]).ordered()] == names
 
 
 def test_all_problems_of_a_recipe_come_at_once() -> None:
     with pytest.raises(RecipeError) as caught:
-        Recipe.load(["compil", {"teacache": {"treshold": 1}}, {"quantize": {"scheme": "int3", "skip": 4}}, 7])
+        Recipe.load(["compil", {"cache": {"treshold": 1}}, {"quantize": {"scheme": "int3", "skip": 4}}, 7])
     unknown, field, value, shape = caught.value.problems
     assert unknown == "There is no technique 'compil': did you mean 'compile'?"
-    assert field == "The technique 'teacache' has no field 'treshold': did you mean 'threshold'?"
+    assert field == "The technique 'cache' has no field 'treshold': did you mean 'threshold'?"
     assert "'scheme' of Quantize" in value
     assert "'skip' of Quantize" in value
     assert "Got 7" in shape
@@ -89,8 +89,8 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
 
 
 def test_one_technique_twice_is_a_conflict() -> None:
-    (conflict,) = Recipe((TeaCache(threshold=0.1), TeaCache(threshold=0.2))).conflicts()
-    assert conflict == "teacache is in the recipe twice: leave one out."
+    (conflict,) = Recipe((Cache(threshold=0.1), Cache(threshold=0.2))).conflicts()
+    assert conflict == "cache is in the recipe twice: leave one out."
 
 
 def test_problems_of_all_techniques_come_at_once_and_each_once() -> None:

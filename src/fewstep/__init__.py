@@ -20,16 +20,17 @@ if TYPE_CHECKING:
     from fewstep.models.trace import TracedDenoiser, trace
     from fewstep.recipe import Recipe
     from fewstep.techniques.base import Technique
+    from fewstep.techniques.cache.technique import Cache
     from fewstep.techniques.compile import Compile
     from fewstep.techniques.few_step import FewStep
     from fewstep.techniques.precision import Precision
     from fewstep.techniques.quantize import Quantize
-    from fewstep.techniques.teacache import TeaCache
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Accelerated",
+    "Cache",
     "Compile",
     "FewStep",
     "FewstepError",
@@ -38,7 +39,6 @@ __all__ = [
     "Quantize",
     "Recipe",
     "Schedule",
-    "TeaCache",
     "Technique",
     "TracedDenoiser",
     "accelerate",
@@ -49,6 +49,7 @@ __all__ = [
 _HOME = {
     "Accelerated": "accelerate",
     "accelerate": "accelerate",
+    "Cache": "techniques.cache.technique",
     "Compile": "techniques.compile",
     "FewStep": "techniques.few_step",
     "Machine": "machine",
@@ -56,7 +57,6 @@ _HOME = {
     "Quantize": "techniques.quantize",
     "Recipe": "recipe",
     "Schedule": "diffusion.schedule",
-    "TeaCache": "techniques.teacache",
     "Technique": "techniques.base",
     "TracedDenoiser": "models.trace",
     "load": "checkpoints.load",

@@ -8,7 +8,7 @@ FewstepError
 └── CheckpointError     weights that are damaged, of another model, or only partly there
 
 A message says in one sentence what is wrong, where, and what would be right:
-*The 'threshold' of TeaCache must be in [0, 1]. Got 3.*
+*The 'threshold' of Cache must be in [0, 1]. Got 3.*
 """
 
 
@@ -41,5 +41,5 @@ class CheckpointError(FewstepError):
 
 
 def bad_value(field: str, owner: str, rule: str, got: object) -> str:
-    """The one message shape: *The 'threshold' of TeaCache must be in [0, 1]. Got 3.*"""
+    """The one message shape: *The 'threshold' of Cache must be in [0, 1]. Got 3.*"""
     return f"The {field!r} of {owner} must be {rule}. Got {got!r}."

@@ -10,7 +10,7 @@ RECIPES: dict[str, list[Any]] = {
     # What 16 bits cost, and nothing else.
     "half": ["precision", "compile"],
     # Skips what hardly changes; the first call calibrates.
-    "quality": ["precision", {"teacache": {"threshold": 0.05}}, "compile"],
+    "quality": ["precision", {"cache": {"preset": "teacache", "threshold": 0.05}}, "compile"],
     # All that needs no student.
-    "fast": ["precision", "quantize", {"teacache": {"threshold": 0.15}}, "compile"],
+    "fast": ["precision", "quantize", {"cache": {"preset": "teacache", "threshold": 0.15}}, "compile"],
 }

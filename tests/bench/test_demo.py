@@ -8,7 +8,7 @@ from fewstep.bench import budget, demo, pipelines
 from fewstep.errors import InputError
 from fewstep.recipe import Recipe
 
-FEW, CACHE = {"few_step": {"student": "zoo:shapes-4step"}}, {"teacache": {"threshold": 0.2}}
+FEW, CACHE = {"few_step": {"student": "zoo:shapes-4step"}}, {"cache": {"preset": "teacache", "threshold": 0.2}}
 
 
 def test_the_demo_has_the_rows_that_are_promised() -> None:
@@ -18,7 +18,7 @@ def test_the_demo_has_the_rows_that_are_promised() -> None:
         names[candidate.kind].append(candidate.name)
     assert names["baseline"] == ["baseline"]
     assert {"4 steps", "1 step"} <= set(names["steps"])
-    assert names["alone"] == ["4-step student", "precision", "quantize", "teacache", "compile"]
+    assert names["alone"] == ["4-step student", "precision", "quantize", "cache", "compile"]
     assert plan.grows_from in names["alone"]
     assert plan.solver_steps == 4
     assert len(plan.prompts) == len(plan.asks) == budget.BATCH * budget.ROUNDS[1]
@@ -40,7 +40,7 @@ def test_any_pipeline_is_compared_with_fewer_steps_of_its_own() -> None:
         "4 steps",
         "1 step",
         "few_step",
-        "teacache",
+        "cache",
     ]
     assert rows[1].call == {"num_inference_steps": 14, "height": 64}
     assert rows[5].call == {"height": 64}  # a student brings its own steps

@@ -66,7 +66,7 @@ def test_rows_see_the_same_prompts_and_noise(kind, new_toy, toys) -> None:
         (Candidate("x", "steps", call={"num_inference_steps": 1}), {"num_inference_steps": 1}),
         (Candidate("x", "alone", recipe=("compile", {"precision": {}})), {"num_inference_steps": 2}),
         (Candidate("x", "alone", recipe=({"few_step": {"student": "s"}},)), {}),
-        (Candidate("x", "alone", recipe=("teacache",)), {"num_inference_steps": 2}),
+        (Candidate("x", "alone", recipe=("cache",)), {"num_inference_steps": 2}),
     ],
 )
 def test_warm_ups_are_short_unless_steps_matter(row, change) -> None:

@@ -18,7 +18,7 @@ POINTS = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_s
 
 
 def test_relative_change_by_hand() -> None:
-    assert relative_change(torch.tensor([1.0, 4.0]), torch.tensor([1.0, 2.0])) == pytest.approx(2 / 3)
+    assert relative_change(torch.tensor([1.0, 4.0]), torch.tensor([1.0, 2.0])) == pytest.approx((4 / 5) ** 0.5)
     assert relative_change(torch.zeros(2), torch.zeros(2)) == 0
     assert relative_change(torch.ones(2), torch.zeros(2)) == math.inf
     assert math.isnan(relative_change(torch.tensor([math.nan]), torch.ones(1)))

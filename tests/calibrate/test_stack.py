@@ -19,6 +19,8 @@ from tests.techniques.tiny import pipeline, run
 class Replay:
     """Computes the first time, and then reuses or not."""
 
+    wants_signal = True
+
     def __init__(self) -> None:
         self.on = False
         self.visits: list[Visit] = []

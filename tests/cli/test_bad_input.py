@@ -83,8 +83,8 @@ def test_a_recipe_that_is_not_there(fewstep: Fewstep, model: Path, tmp_path: Pat
 
 
 def test_two_techniques_that_claim_the_same(fewstep: Fewstep, model: Path, tmp_path: Path) -> None:
-    recipe = recipe_file(tmp_path, "techniques: [{teacache: {threshold: 0.1}}, {teacache: {threshold: 0.2}}]")
-    assert "teacache" in fewstep("recipe", "check", recipe, "--model", model).refusal
+    recipe = recipe_file(tmp_path, "techniques: [{cache: {preset: teacache}}, {cache: {preset: magcache}}]")
+    assert "cache" in fewstep("recipe", "check", recipe, "--model", model).refusal
 
 
 def test_a_trick_that_this_machine_cannot_do(

@@ -15,7 +15,7 @@ from fewstep.accelerate import accelerate
 from fewstep.errors import RecipeError
 from fewstep.models.model import Model
 from fewstep.recipe import Recipe
-from fewstep.techniques import TECHNIQUES, Compile, FewStep, Host, Precision, Quantize, TeaCache, Technique
+from fewstep.techniques import TECHNIQUES, Cache, Compile, FewStep, Host, Precision, Quantize, Technique
 from tests.techniques.tiny import ABLE, BARE, distance, no_codegen, pipeline, run, state, student_folder
 
 STEPS = 5
@@ -24,11 +24,11 @@ COUNTER = {
     "few_step": "modules",
     "precision": "components",
     "quantize": "layers_quantized",
-    "teacache": "steps_reused",
+    "cache": "steps_reused",
     "compile": "graphs",
     "host": "answered",
 }
-BOUND = {"few_step": 1e-6, "precision": 0.05, "quantize": 0.02, "teacache": 0.2, "compile": 1e-5, "host": 0.0}
+BOUND = {"few_step": 1e-6, "precision": 0.05, "quantize": 0.02, "cache": 0.2, "compile": 1e-5, "host": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Technique]:
         "few_step": FewStep(str(student)),
         "precision": Precision(),
         "quantize": Quantize(min_features=32),
-        "teacache": TeaCache(threshold=1.0),
+        "cache": Cache(),
         "compile": Compile(),
         "host": Host(),
     }

@@ -11,7 +11,7 @@ from fewstep.accelerate import accelerate
 from fewstep.errors import InputError, RecipeError
 from fewstep.models.hooks import wrapped
 from fewstep.models.model import Model
-from fewstep.techniques import Compile, TeaCache
+from fewstep.techniques import Cache, Compile
 from fewstep.techniques.compile import regions
 from tests.techniques.tiny import ABLE, BARE, distance, no_codegen, pipeline, run, state
 
@@ -72,7 +72,7 @@ def test_a_whole_denoiser_is_refused_where_a_cache_decides_between_its_blocks() 
     pipe = pipeline(num_single_layers=1)
     before = state(pipe)
     with pytest.raises(RecipeError, match=r"both change denoiser\.forward"):
-        accelerate(pipe, [Compile(whole=True), TeaCache(threshold=9.0)], ABLE)
+        accelerate(pipe, [Compile(whole=True), Cache("teacache", threshold=9.0)], ABLE)
     assert state(pipe) == before
 
 
@@ -84,11 +84,11 @@ def test_whole_without_a_denoiser_would_do_nothing_and_is_refused() -> None:
 def test_the_cache_decides_outside_the_graphs() -> None:
     pipe = pipeline(num_single_layers=1)
     with no_codegen():
-        fast = accelerate(pipe, [Compile(), TeaCache(threshold=9.0)], ABLE)
+        fast = accelerate(pipe, [Compile(), Cache("teacache", threshold=9.0)], ABLE)
         run(fast, steps=5)
     facts = {one.name: one.facts for one in fast.engaged}
     assert facts["compile"]["graphs"] == 2
-    assert facts["teacache"]["steps_reused"] == 2 * 3
+    assert facts["cache"]["steps_reused"] == 2 * 3
 
 
 def test_a_region_that_never_ran_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ DEMO = (
     Line("three solvers at 4 steps", 3, 0.08, warm=0.16),
     Line("students alone and in the stack, three calls a round; does a trick help", 6, 0.09, warm=0.08 + 0.4),
     Line("precision, quantize alone", 2, 0.9, warm=0.08),
-    Line("teacache alone, calibrated on two prompts before its warm-up", 1, 0.6, warm=0.4),
+    Line("cache alone, calibrated on two prompts before its warm-up", 1, 0.6, warm=0.4),
     Line("compile alone and in the stack", 3, 0.3, warm=0.08, seconds=40.0),
 )
 

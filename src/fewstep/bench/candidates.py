@@ -26,7 +26,7 @@ WARM_STEPS = 2  # enough to load, compile and allocate everything that a long ca
 SHORT = 0.5  # seconds; a call under it is repeated
 REPEATS = 3
 LEARN_FROM = 2  # prompts of the call that a technique learns from
-LEARNING = frozenset({"teacache"})  # techniques whose first call must be a long one, for they learn from it
+LEARNING = frozenset({"cache"})  # techniques whose first call must be a long one, for they learn from it
 
 
 @dataclass(frozen=True)

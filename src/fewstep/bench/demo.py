@@ -18,7 +18,7 @@ FOUR_STEPS: dict[str, Any] = {"few_step": {"student": "zoo:shapes-4step"}}
 ONE_STEP: dict[str, Any] = {"few_step": {"student": "zoo:shapes-1step"}}
 PRECISION: dict[str, Any] = {"precision": {"dtype": "bfloat16"}}
 QUANTIZE: dict[str, Any] = {"quantize": {"scheme": "int8-dynamic"}}
-TEACACHE: dict[str, Any] = {"teacache": {"threshold": 0.1}}
+CACHE: dict[str, Any] = {"cache": {"preset": "teacache", "threshold": 0.1}}
 COMPILE: dict[str, Any] = {"compile": {}}
 # In the stack everything: with four steps or one, what is not the denoiser is a sixth or half of the call. And the
 # denoiser whole, since its blocks are small.
@@ -37,12 +37,12 @@ CANDIDATES = (
     Candidate("4-step student", "alone", recipe=(FOUR_STEPS,)),
     Candidate("precision", "alone", recipe=(PRECISION,)),
     Candidate("quantize", "alone", recipe=(QUANTIZE,)),
-    Candidate("teacache", "alone", recipe=(TEACACHE,)),
+    Candidate("cache", "alone", recipe=(CACHE,)),
     Candidate("compile", "alone", recipe=(COMPILE,)),
 )
 # Compiling comes before quantizing: fused, the quantized layers' scaling costs nothing; unfused it eats the gain. And
 # after caching, which changes what is compiled: on four steps it has nothing to reuse, so that would be for nothing.
-GROWTH = (PRECISION, TEACACHE, COMPILE_ALL, QUANTIZE)
+GROWTH = (PRECISION, CACHE, COMPILE_ALL, QUANTIZE)
 
 
 def plan(*, rounds: tuple[int, int] = budget.ROUNDS, limit_seconds: float | None = None) -> Plan:

@@ -6,20 +6,21 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
 def relative_change(new: Tensor, old: Tensor) -> float:
-    """mean|new − old| / mean|old|, in float32; 0 for equal tensors, inf when only `old` is zero (2411.19108, eq. 4).
+    """√mean|new − old|² / √mean|old|², in float32; 0 for equal tensors, inf when only `old` is zero.
 
-    Both of one shape, any device. Waits for the device: one number goes back to the host.
+    2411.19108, equation 4, has means of absolute values; with squares a Gram matrix tells the change between any two
+    steps. Both of one shape, any device. Waits for the device: one number goes back to the host.
     """
-    difference = (new.float() - old.float()).abs().mean()
-    size = old.float().abs().mean()
-    change, scale = float(difference), float(size)
-    if change == 0:
+    squares = torch.stack([(new.float() - old.float()).square().mean(), old.float().square().mean()])
+    changed, size = squares.sqrt().tolist()
+    if changed == 0:
         return 0.0
-    return change / scale if scale > 0 else float("inf")
+    return float(changed / size) if size > 0 else float("inf")
 
 
 @dataclass(frozen=True)

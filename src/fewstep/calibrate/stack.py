@@ -5,6 +5,9 @@ A denoiser's blocks stand in lists (Flux has two). What one list adds to each st
 plus a residual kept from an earlier step. All else (embeddings, the output head, what the model does between lists)
 runs as always.
 
+A part of the stack can be skipped in the same way, the first and last blocks running always; and so can a denoiser as a
+whole, in whose place an output then stands.
+
 The gates are put on the blocks for the length of one denoiser call, and so stand outermost: whatever a block's forward
 has become, compiled or quantized, runs inside them, and the decision to skip is never inside a compiled region.
 """
@@ -22,45 +25,66 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from fewstep.calibrate.signal import Signal, arguments, hidden_name
-from fewstep.calibrate.steps import Branches, Clock, Step
+from fewstep.calibrate.steps import Branch, Branches, Clock, Step
 from fewstep.models.blocks import Block
 from fewstep.models.families import TENSOR, Outputs
 from fewstep.models.hooks import Hook, Hooks, wrapped
 from fewstep.models.model import Model
 
 Streams = dict[str, Tensor]  # "hidden", and "encoder" where the blocks pass text on -> (batch, tokens, features)
+Kept = Mapping[str, Streams]  # block list -> what it added; of a denoiser skipped as a whole WHOLE -> its output
+WHOLE = "whole"
 TIME_NAMES = ("timestep", "timesteps", "t", "sigma")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What of a denoiser can be skipped: all of it (`whole`), or its blocks but the first `front` and last `back`."""
+
+    front: int = 0
+    back: int = 0
+    whole: bool = False
 
 
 @dataclass
 class Visit:
-    """One call of a denoiser on its way through the blocks.
+    """One call of a denoiser.
 
-    `signal` is what the first block sees, `residuals` what each block list added, `output` the last list's hidden
-    stream; `reused` are the residuals that took the place of the blocks, None when they ran.
+    `x` is its main input; `entered` the hidden stream before the first block, `signal` what that block sees of it,
+    `head` what the blocks before the skipped ones added, `residuals` what each block list added in the part that can be
+    skipped, `output` the hidden stream after it; `reused` are the residuals that took the place of the blocks, None
+    when they ran. Where a denoiser is skipped as a whole there is `x` alone, and `residuals` holds its output.
     """
 
     denoiser: str
     branch: int
     step: Step
+    x: Tensor | None = None
+    entered: Tensor | None = None
     signal: tuple[Tensor, ...] | None = None
+    head: Tensor | None = None
     inputs: dict[str, Streams] = field(default_factory=dict)
     residuals: dict[str, Streams] = field(default_factory=dict)
     output: Tensor | None = None
-    reused: Mapping[str, Streams] | None = None
+    reused: Kept | None = None
+    asked: bool = False
 
 
 class Policy(Protocol):
     """What decides whether blocks run. `state` belongs to one branch of one denoiser in one request."""
 
+    @property
+    def wants_signal(self) -> bool:
+        """Whether it looks at what the first block sees, which costs the block's norm once more."""
+
     def start(self) -> Any:
         """The state of a new branch."""
 
-    def reuse(self, visit: Visit, state: Any) -> Mapping[str, Streams] | None:
-        """Residuals to use in the place of the blocks, or None to run them."""
+    def reuse(self, visit: Visit, state: Any) -> Kept | None:
+        """What stands in the place of the part that can be skipped, or None to run it."""
 
     def computed(self, visit: Visit, state: Any) -> None:
-        """The blocks ran: `visit.residuals` are there."""
+        """The part ran: `visit.residuals` are there."""
 
 
 class BlockList:
@@ -69,6 +93,7 @@ class BlockList:
     def __init__(self, path: str, blocks: list[Block]) -> None:
         self.path, self.modules = path, [block.module for block in blocks]
         self.outputs = [block.outputs or TENSOR for block in blocks]
+        self.start, self.stop = 0, len(blocks)  # of the blocks that can be skipped
 
     def streams(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Streams:
         """The token streams among a block's arguments."""
@@ -109,18 +134,19 @@ def pack(streams: Streams, places: Outputs) -> Any:
 
 
 class StackWatch:
-    """Hooks on every denoiser of a pipeline that ask a policy, call by call, whether the blocks must run."""
+    """Hooks on every denoiser of a pipeline that ask a policy, call by call, whether a part of it must run."""
 
-    def __init__(self, model: Model, policy: Policy) -> None:
-        self._policy = policy
+    def __init__(self, model: Model, policy: Policy, part: Part = Part()) -> None:
+        self._policy, self._part = policy, part
         self._clock = Clock(model.pipe)
         self._branches: dict[str, Branches[Any]] = {}
         self._signals: dict[str, Signal] = {}
         self.unknown: set[str] = set()  # classes of blocks that return what nothing here can take apart: never skipped
+        lists = {name: [] if part.whole else block_lists(model, name, part) for name in model.denoisers}
         self._hooks = Hooks(
-            Hook(module, partial(self._call, name, lists, inspect.signature(module.forward)))
+            Hook(module, partial(self._call, name, lists[name], inspect.signature(module.forward)))
             for name, module in model.denoisers.items()
-            if (lists := block_lists(model, name))
+            if part.whole or any(one.start < one.stop for one in lists[name])
         )
 
     def install(self) -> StackWatch:
@@ -151,15 +177,27 @@ class StackWatch:
             self._branches = {}
         branches = self._branches.setdefault(name, Branches())
         branch = branches.find(given, step.index, self._policy.start)
-        visit = Visit(name, branches.index(branch), step)
+        visit = Visit(name, branches.index(branch), step, next(iter(given.values()), None))
+        run = partial(forward, *args, **kwargs)
+        output = self._whole(visit, branch, run) if self._part.whole else self._blocks(visit, branch.state, lists, run)
+        if visit.reused is None and len(visit.residuals) == max(1, sum(one.start < one.stop for one in lists)):
+            self._policy.computed(visit, branch.state)
+        return output
+
+    def _whole(self, visit: Visit, branch: Branch[Any], run: Callable[[], Any]) -> Any:
+        visit.reused = self._policy.reuse(visit, branch.state)
+        if visit.reused is not None:
+            return with_first(branch.output, visit.reused[WHOLE]["hidden"])
+        branch.output = run()
+        visit.residuals[WHOLE] = {"hidden": first_of(branch.output)}
+        return branch.output
+
+    def _blocks(self, visit: Visit, state: Any, lists: list[BlockList], run: Callable[[], Any]) -> Any:
         with ExitStack() as gates:
             for blocks in lists:
                 for index, module in enumerate(blocks.modules):
-                    gates.enter_context(wrapped(module, partial(self._gate, visit, branch.state, blocks, index)))
-            output = forward(*args, **kwargs)
-        if visit.reused is None and len(visit.residuals) == len(lists):
-            self._policy.computed(visit, branch.state)
-        return output
+                    gates.enter_context(wrapped(module, partial(self._gate, visit, state, blocks, index)))
+            return run()
 
     def _gate(
         self,
@@ -171,13 +209,20 @@ class StackWatch:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        if visit.signal is None:
-            visit.signal = self._signal(visit.denoiser, blocks.modules[index], args, kwargs)
-            visit.reused = self._policy.reuse(visit, state)
         streams = blocks.streams(index, args, kwargs)
-        if index == 0:
+        if visit.entered is None:
+            visit.entered = streams["hidden"]
+            if self._policy.wants_signal:
+                visit.signal = self._signal(visit.denoiser, blocks.modules[index], args, kwargs)
+        if not blocks.start <= index < blocks.stop:
+            return forward(*args, **kwargs)
+        if not visit.asked:
+            if blocks.start and streams["hidden"].shape == visit.entered.shape:  # lists may change it between them
+                visit.head = streams["hidden"] - visit.entered
+            visit.reused, visit.asked = self._policy.reuse(visit, state), True
+        if index == blocks.start:
             visit.inputs[blocks.path] = streams
-        last = index == len(blocks.modules) - 1
+        last = index == blocks.stop - 1
         places = blocks.outputs[index]
         if visit.reused is not None:
             return pack(_added(visit.inputs[blocks.path], visit.reused[blocks.path]) if last else streams, places)
@@ -198,10 +243,32 @@ class StackWatch:
         return self._signals[denoiser](block, args, kwargs)
 
 
-def block_lists(model: Model, name: str) -> list[BlockList]:
-    """The block lists of one denoiser, in the order of its module tree."""
+def block_lists(model: Model, name: str, part: Part = Part()) -> list[BlockList]:
+    """The block lists of one denoiser, in the order of its module tree, with what of each `part` lets be skipped."""
     groups = groupby(model.blocks(name), key=lambda block: block.path.rpartition(".")[0])
-    return [BlockList(path, list(blocks)) for path, blocks in groups]
+    lists = [BlockList(path, list(blocks)) for path, blocks in groups]
+    stop, before = sum(len(one.modules) for one in lists) - part.back, 0
+    for one in lists:
+        size = len(one.modules)
+        one.start, one.stop = min(max(part.front - before, 0), size), min(max(stop - before, 0), size)
+        before += size
+    return lists
+
+
+def first_of(output: Any) -> Tensor:
+    """The prediction in what a denoiser returned: its first tensor."""
+    tensor: Tensor = output if isinstance(output, Tensor) else output[0]
+    return tensor
+
+
+def with_first(output: Any, tensor: Tensor) -> Any:
+    """The same with another prediction: a tensor, a tuple, or a model's output of a class of its own."""
+    if isinstance(output, Tensor):
+        return tensor
+    if isinstance(output, tuple):
+        return (tensor, *output[1:])
+    first, *others = output.items()
+    return type(output)(**{first[0]: tensor, **dict(others)})
 
 
 def _added(streams: Streams, residual: Streams) -> Streams:

@@ -59,7 +59,7 @@ class Clock:
         # Schedulers make new timesteps for each request.
         self.began = scheduler.timesteps is not self._timesteps or index < self._index
         self._timesteps, self._index = scheduler.timesteps, index
-        return Step(index, len(scheduler.timesteps), _sigma(scheduler, index))
+        return Step(index, len(scheduler.timesteps), sigma_at(scheduler, index))
 
     def _counted(self, scheduler: Any, timestep: Tensor | float) -> int:
         """The step of a scheduler that keeps no index, or has not stepped yet: one more for each new timestep."""
@@ -75,7 +75,7 @@ class Clock:
         return self._index + 1
 
 
-def _sigma(scheduler: Any, index: int) -> float:
+def sigma_at(scheduler: Any, index: int) -> float:
     """The noise level of a step: the scheduler's sigma, or that of its alphas_cumprod; nan when it has neither."""
     if (sigmas := getattr(scheduler, "sigmas", None)) is not None and len(sigmas) > index:
         return float(sigmas[index])
@@ -92,6 +92,7 @@ class Branch(Generic[State]):
     conditioning: Mapping[str, Any]
     state: State
     step: int = field(default=-1)  # of its last call
+    output: Any = None  # what its last computed call returned, where whole calls are skipped
 
 
 class Branches(Generic[State]):

@@ -1,20 +1,21 @@
 """The tricks, one file each. `TECHNIQUES` holds them by the name that a recipe calls them."""
 
 from fewstep.techniques.base import Engaged, Stage, Technique
+from fewstep.techniques.cache import Cache
 from fewstep.techniques.compile import Compile
 from fewstep.techniques.few_step import FewStep
 from fewstep.techniques.host import Host
 from fewstep.techniques.precision import Precision
 from fewstep.techniques.quantize import Quantize
-from fewstep.techniques.teacache import TeaCache
 
 # Within one stage the order here is the order of applying: a student takes its place before its weights are cast.
 TECHNIQUES: dict[str, type[Technique]] = {
-    technique.name: technique for technique in (FewStep, Precision, Quantize, TeaCache, Compile, Host)
+    technique.name: technique for technique in (FewStep, Precision, Quantize, Cache, Compile, Host)
 }
 
 __all__ = [
     "TECHNIQUES",
+    "Cache",
     "Compile",
     "Engaged",
     "FewStep",
@@ -22,6 +23,5 @@ __all__ = [
     "Precision",
     "Quantize",
     "Stage",
-    "TeaCache",
     "Technique",
 ]

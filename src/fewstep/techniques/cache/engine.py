@@ -1,0 +1,127 @@
+"""One engine for all caches: it asks the gate, keeps the rules that hold for all, and lets the predictor speak."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fewstep.calibrate.curve import relative_change
+from fewstep.calibrate.stack import Kept, Visit
+from fewstep.techniques.cache.gates import Gate, Known, Memory
+from fewstep.techniques.cache.predictors import Predictor, combined
+
+COMPUTED, REUSED = "#", "."  # one sign a step in `facts["last_request"]`
+NOTHING = Known()
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What holds for every gate.
+
+    Attributes:
+        threshold: the error that may add up.
+        warmup: the part of the noise levels, from the highest down, at which everything is computed, in [0, 1).
+        longest: steps reused in a row at most; None: no limit.
+        limit: the measured relative error of a forecast past which the rest of the request is computed in full; None:
+            nothing is measured.
+    """
+
+    threshold: float
+    warmup: float = 0.0
+    longest: int | None = None
+    limit: float | None = None
+
+
+@dataclass
+class Engine:
+    """The policy that `StackWatch` asks. `known` has what a calibration says of each denoiser of the request."""
+
+    gate: Gate
+    predictor: Predictor
+    rules: Rules
+    facts: dict[str, Any]
+    learn: Callable[[Visit, Memory], None] | None = None
+    known: Callable[[Visit], Known] = field(default=lambda visit: NOTHING)
+
+    @property
+    def wants_signal(self) -> bool:
+        return self.gate.signal
+
+    def start(self) -> Memory:
+        return Memory()
+
+    def reuse(self, visit: Visit, memory: Memory) -> Kept | None:
+        known = self.known(visit)
+        foretold = self.gate.foretell(visit, memory, known)
+        total = memory.added + foretold if self.gate.adds_up else foretold
+        if self._must_compute(visit, memory) or not total < self.rules.threshold:  # not <: a NaN computes
+            self._note(visit, memory, COMPUTED, foretold)
+            return None
+        memory.added, memory.run = total, memory.run + 1
+        self._note(visit, memory, REUSED, foretold)
+        return self._forecast(visit, memory, known)
+
+    def _forecast(self, visit: Visit, memory: Memory, known: Known) -> Kept:
+        weights = known.weights.get(visit.step.index) or self.predictor.weights(memory.sigmas, visit.step.sigma)
+        return combined(weights, memory.kept)
+
+    def computed(self, visit: Visit, memory: Memory) -> None:
+        if self.rules.limit is not None and memory.run:
+            self._measure(visit, memory)
+        if self.learn is not None:
+            self.learn(visit, memory)
+        memory.notes["head when computed"] = visit.head
+        depth = self.predictor.order + 1
+        memory.sigmas = [*memory.sigmas, visit.step.sigma][-depth:]
+        memory.kept = [*memory.kept, visit.residuals][-depth:]
+        memory.added, memory.run = 0.0, 0
+
+    def _must_compute(self, visit: Visit, memory: Memory) -> bool:
+        rules, step = self.rules, visit.step
+        highest = memory.notes.setdefault("first sigma", step.sigma)
+        warm = step.sigma > highest * (1 - rules.warmup)
+        tired = rules.longest is not None and memory.run >= rules.longest
+        return step.at_an_end or not memory.kept or warm or tired or bool(memory.notes.get("stopped"))
+
+    def _measure(self, visit: Visit, memory: Memory) -> None:
+        """What would have been forecast for this computed step, against what it gave: no extra run of the model."""
+        assert self.rules.limit is not None
+        forecast = combined(self.predictor.weights(memory.sigmas, visit.step.sigma), memory.kept)
+        error = max(
+            relative_change(forecast[path][name], tensor)
+            for path, streams in visit.residuals.items()
+            for name, tensor in streams.items()
+        )
+        memory.notes["stopped"] = memory.notes.get("stopped") or not error <= self.rules.limit
+        self._tell(visit, "measured", error)
+        self.facts["stopped"] = self.facts["stopped"] or memory.notes["stopped"]
+
+    def _note(self, visit: Visit, memory: Memory, sign: str, foretold: float) -> None:
+        self.facts["steps_reused" if sign == REUSED else "steps_computed"] += 1
+        self._tell(visit, "last_request", sign)
+        if math.isfinite(foretold):
+            self._tell(visit, "foretold", foretold)
+
+    def _tell(self, visit: Visit, fact: str, value: Any) -> None:
+        """Add to the story of this branch in the last request: a sign a step, or [step, number] pairs."""
+        story: dict[str, Any] = self.facts[fact]
+        branch = f"{visit.denoiser} branch {visit.branch}"
+        if isinstance(value, str):
+            story[branch] = story.get(branch, "") + value
+        else:
+            story.setdefault(branch, []).append([visit.step.index, value])
+
+
+def fresh_facts() -> dict[str, Any]:
+    return {"steps_computed": 0, "steps_reused": 0, **story()}
+
+
+def story() -> dict[str, Any]:
+    """The facts of one request."""
+    return {"last_request": {}, "foretold": {}, "measured": {}, "stopped": False}
+
+
+def reused_any(facts: Mapping[str, Any]) -> bool:
+    return any(REUSED in signs for signs in facts["last_request"].values())

@@ -1,0 +1,281 @@
+"""`Cache`: a gate, a predictor and a scope put on a pipeline, by a preset's name or by hand, or chosen by a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from fewstep.calibrate.calibration import Calibration
+from fewstep.calibrate.run import calibrate
+from fewstep.calibrate.signature import Signature, signature
+from fewstep.calibrate.stack import Part, StackWatch, Visit, block_lists
+from fewstep.errors import FewstepError, bad_value
+from fewstep.machine import Machine
+from fewstep.models.model import Model
+from fewstep.techniques.base import Engaged, Stage, Technique
+from fewstep.techniques.cache.engine import Engine, Rules, fresh_facts, reused_any, story
+from fewstep.techniques.cache.gates import GATES, Known, easycache_learns
+from fewstep.techniques.cache.predictors import PREDICTORS
+from fewstep.techniques.cache.presets import PRESETS
+from fewstep.techniques.cache.schedule import Plan, damages, plans, weights_of
+
+SCOPES = ("output", "blocks")
+GAINS = 8  # noise levels at which a calibration for plans measures what errors grow to
+
+
+@dataclass(frozen=True)
+class Cache(Technique):
+    """At steps that change little, a forecast from earlier steps in the place of the denoiser, or of its blocks.
+
+    Attributes:
+        preset: one of `PRESETS`, which fills the fields below that are not given; empty: `planned`, ours, unless a gate
+            is given.
+        gate: when to reuse, one of `GATES`.
+        predictor: what stands in, one of `PREDICTORS`.
+        scope: for what: the denoiser's `output`, or its `blocks`.
+        front, back: with `blocks`: the first and the last ones always run.
+        threshold: the error that may add up before the model runs again, > 0, in the gate's own measure.
+        target_speedup: with gate `schedule`: one step in so many is computed, > 1.
+        warmup: the part of the noise levels, from the highest down, that is always computed, in [0, 1).
+        longest: steps reused in a row at most.
+        limit: the measured relative error of a forecast past which the rest of a request is computed in full.
+        calibration: a calibration file of this model; made by the first call, with its own prompt, where it does not
+            exist yet. None: the same in memory. One of other weights, precision, guidance or size is not used:
+            everything is computed, and a warning says why.
+    """
+
+    name: ClassVar[str] = "cache"
+    stage: ClassVar[Stage] = Stage.CACHE
+    claims: ClassVar[frozenset[str]] = frozenset({"denoiser.forward"})
+
+    preset: str = ""
+    gate: str | None = None
+    predictor: str | None = None
+    scope: str | None = None
+    front: int | None = None
+    back: int | None = None
+    threshold: float | None = None
+    target_speedup: float | None = None
+    warmup: float | None = None
+    longest: int | None = None
+    limit: float | None = None
+    calibration: str | None = None
+
+    @property
+    def whole(self) -> Cache:
+        """The same with every field filled that its preset fills."""
+        named = self.preset or ("" if self.gate else "planned")
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        base = dict(PRESETS[named].fields) if named else {}
+        filled = {**DEFAULTS, **base, **given, "preset": named}
+        if GATES[filled["gate"]].front:
+            filled.setdefault("front", GATES[filled["gate"]].front)
+        return Cache(**{"front": 0, **filled})
+
+    def faults(self) -> list[str]:
+        rules = {
+            "preset": (self.preset == "" or self.preset in PRESETS, f"one of {', '.join(PRESETS)}"),
+            "gate": (self.gate is None or self.gate in GATES, f"one of {', '.join(GATES)}"),
+            "predictor": (self.predictor is None or self.predictor in PREDICTORS, f"one of {', '.join(PREDICTORS)}"),
+            "scope": (self.scope is None or self.scope in SCOPES, f"one of {', '.join(SCOPES)}"),
+            "front": (_whole_number(self.front, 0), "a whole number, at least 0"),
+            "back": (_whole_number(self.back, 0), "a whole number, at least 0"),
+            "threshold": (_between(self.threshold, 0, math.inf), "a number above 0"),
+            "target_speedup": (_between(self.target_speedup, 1, math.inf), "a number above 1"),
+            "warmup": (self.warmup == 0 or _between(self.warmup, 0, 1), "in [0, 1)"),
+            "longest": (_whole_number(self.longest, 1), "a whole number, at least 1"),
+            "limit": (_between(self.limit, 0, math.inf), "a number above 0"),
+            "calibration": (self.calibration is None or isinstance(self.calibration, str), "the path of a file"),
+        }
+        return [bad_value(name, "Cache", rule, getattr(self, name)) for name, (ok, rule) in rules.items() if not ok]
+
+    def problems(self, model: Model, machine: Machine) -> list[str]:
+        return [*self._misfits(), *self._unfit(model), *self._damaged()]
+
+    def _misfits(self) -> list[str]:
+        """Fields that don't go with each other."""
+        full = self.whole
+        assert full.gate is not None
+        gate, found = GATES[full.gate], []
+        if gate.blocks and full.scope == "output":
+            found.append(f"Cache's gate '{full.gate}' looks at the first block: its scope must be 'blocks'.")
+        if gate.whole and full.scope == "blocks":
+            found.append(f"Cache's gate '{full.gate}' looks at outputs: its scope must be 'output'.")
+        if full.front is not None and full.front < gate.front:
+            found.append(f"Cache's gate '{full.gate}' needs 'front' to be at least {gate.front}. Got {full.front}.")
+        if full.scope == "output" and (self.front or self.back):
+            found.append("Cache's 'front' and 'back' are about scope 'blocks', and its scope is 'output'.")
+        if self.target_speedup and full.gate != "schedule":
+            found.append(f"Cache's 'target_speedup' goes with gate 'schedule', and its gate is '{full.gate}'.")
+        if self.threshold and full.gate == "schedule":
+            found.append("Cache's gate 'schedule' has no threshold: say 'target_speedup'.")
+        if full.gate == "schedule" and full.predictor not in PLANNED:
+            found.append(f"Cache's gate 'schedule' plans for {', '.join(PLANNED)}. Got '{full.predictor}'.")
+        if full.predictor == "fitted" and full.gate != "schedule":
+            found.append("Cache's predictor 'fitted' is fitted to a plan: its gate must be 'schedule'.")
+        return found
+
+    def _unfit(self, model: Model) -> list[str]:
+        if self.whole.scope == "output":
+            return []
+        part, found = self.whole.part, []
+        for name, module in model.denoisers.items():
+            lists = block_lists(model, name, part)
+            kind, blocks = type(module).__name__, sum(len(one.modules) for one in lists)
+            if not blocks:
+                found.append(f"Cache found no repeated blocks in the {name} ({kind}): its scope must be 'output'.")
+            elif not any(one.start < one.stop for one in lists):
+                found.append(
+                    f"Cache's 'front' and 'back' leave none of the {blocks} blocks of the {name} to skip. "
+                    f"Got {part.front} and {part.back}."
+                )
+        return found
+
+    def _damaged(self) -> list[str]:
+        if not self.calibration or not Path(self.calibration).exists():
+            return []
+        try:
+            Calibration.load(self.calibration)
+        except FewstepError as error:
+            return [str(error)]
+        return []
+
+    @property
+    def part(self) -> Part:
+        return Part(self.front or 0, self.back or 0, whole=self.scope == "output")
+
+    def apply(self, model: Model, machine: Machine) -> Engaged:
+        full = self.whole
+        assert full.gate is not None
+        assert full.predictor is not None
+        gate, predictor = GATES[full.gate], PREDICTORS[full.predictor]
+        facts = {"gate": full.gate, "predictor": full.predictor, "scope": full.scope, **fresh_facts()}
+        rules = Rules(full.threshold or math.inf, full.warmup or 0.0, full.longest, full.limit)
+        engine = Engine(gate, predictor, rules, facts, easycache_learns if full.gate == "easycache" else None)
+        watch = StackWatch(model, engine, full.part).install()
+        tuner = Tuner(full, model, watch, engine)
+
+        def before_call(call: Mapping[str, Any]) -> None:
+            facts.update(story())
+            tuner.prepare(call)
+
+        return Engaged(
+            self.name, facts, watch.remove, before_call=before_call, reset=watch.forget, warnings=tuner.warnings
+        )
+
+
+DEFAULTS: Mapping[str, Any] = {"predictor": "last", "scope": "blocks", "target_speedup": None}
+PLANNED = tuple(name for name, predictor in PREDICTORS.items() if predictor.order < 2)
+STANDARD_SPEEDUP = 2.0  # of a plan that is told nothing
+
+
+class Tuner:
+    """Finds the calibration that fits a call, and tells the engine what it says."""
+
+    def __init__(self, cache: Cache, model: Model, watch: StackWatch, engine: Engine) -> None:
+        self._cache, self._model, self._watch, self._engine = cache, model, watch, engine
+        self._made: dict[Signature, Calibration] = {}
+        self._last: Signature | None = None
+        self._known: dict[tuple[Any, ...], Known] = {}
+
+    def prepare(self, call: Mapping[str, Any]) -> None:
+        """Before a call: what is known for it; nothing when the file was made on something else."""
+        if not self._engine.gate.calibrated:
+            return
+        wanted = self._last = signature(self._model, call, self._last)
+        found = self._saved() or self._made.get(wanted) or self._run(wanted, call)
+        differences = wanted.differences(found.signature)
+        self._engine.facts["calibration"] = f"not used: {'; '.join(differences)}" if differences else "fits"
+        self._engine.known = (lambda visit: UNKNOWN) if differences else partial(self._knowledge, found)
+
+    def _knowledge(self, calibration: Calibration, visit: Visit) -> Known:
+        sigmas = tuple(sigmas_of(self._model.pipe.scheduler))
+        key = (visit.denoiser, sigmas, id(calibration))
+        if key not in self._known:
+            self._known[key] = self._learn(calibration, visit.denoiser, sigmas)
+        return self._known[key]
+
+    def _learn(self, calibration: Calibration, denoiser: str, sigmas: tuple[float, ...]) -> Known:
+        steps = sigmas[:-1]
+        if self._cache.gate == "schedule":
+            plan, weights = planned(calibration, sigmas, self._cache)
+            self._engine.facts["expected_error"] = plan.error
+            return Known(computed=frozenset(plan.computed), weights=weights)
+        ratios = calibration.ratios(denoiser, steps) if calibration.of("stack", denoiser) else [math.inf] * len(steps)
+        return Known(calibration.curve(denoiser), ratios)
+
+    def warnings(self) -> list[str]:
+        facts = self._engine.facts
+        if str(facts.get("calibration", "fits")).startswith("not used"):
+            what = facts["calibration"].removeprefix("not used: ")
+            return [
+                f"Cache computed every step: {self._cache.calibration} was made on something else, {what}. "
+                "Delete the file to make it anew at the next call."
+            ]
+        if self._watch.unknown:
+            kinds = ", ".join(sorted(self._watch.unknown))
+            return [f"Cache computed every step: models/families.py does not say what a {kinds} returns."]
+        if not facts["last_request"]:
+            return ["Cache was never asked: the last call ran none of the denoisers that it is on."]
+        if not reused_any(facts):
+            return [f"Cache reused no step with gate '{facts['gate']}': {self._remedy()}"]
+        return []
+
+    def _remedy(self) -> str:
+        if self._cache.gate == "never":
+            return "that one never does."
+        if self._cache.gate == "schedule":
+            return "there were too few steps for its 'target_speedup'."
+        return f"a 'threshold' above {self._cache.threshold}, or more steps, would."
+
+    def _saved(self) -> Calibration | None:
+        path = self._cache.calibration
+        return Calibration.load(path) if path and Path(path).exists() else None
+
+    def _run(self, wanted: Signature, call: Mapping[str, Any]) -> Calibration:
+        self._watch.remove()  # so that the runs are not counted as requests
+        try:
+            gains = GAINS if self._cache.gate == "schedule" else 0
+            made = self._made[wanted] = calibrate(self._model.pipe, call, gains=gains)
+        finally:
+            self._watch.install()
+        if self._cache.calibration:
+            made.save(self._cache.calibration)
+        return made
+
+
+UNKNOWN = Known(computed=frozenset(range(1_000_000)))
+
+
+def planned(calibration: Calibration, sigmas: tuple[float, ...], cache: Cache) -> tuple[Plan, dict[int, list[float]]]:
+    """The plan for these noise levels (the last one 0), and the weights of a fitted forecast."""
+    assert cache.predictor is not None
+    predictor, total = PREDICTORS[cache.predictor], len(sigmas) - 1
+    levels = torch.tensor(sigmas, dtype=torch.float64)
+    outputs = calibration.output(sigmas[:-1])[:total, :total]
+    most = max(2, round(total / (cache.target_speedup or STANDARD_SPEEDUP)))
+    found = plans(damages(levels, outputs, predictor, calibration.gains_at(sigmas[:-1])), most)
+    plan = next((one for one in reversed(found) if len(one.computed) <= most), Plan(tuple(range(total)), 0.0))
+    return plan, weights_of(plan, levels, outputs, predictor) if predictor.fitted else {}
+
+
+def sigmas_of(scheduler: Any) -> list[float]:
+    """The noise level of each step of the request that a scheduler is set to, and 0 after the last."""
+    from fewstep.calibrate.steps import sigma_at
+
+    return [*(sigma_at(scheduler, step) for step in range(len(scheduler.timesteps))), 0.0]
+
+
+def _whole_number(value: object, least: int) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= least)
+
+
+def _between(value: object, low: float, high: float) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (number and low < value < high)  # type: ignore[operator]

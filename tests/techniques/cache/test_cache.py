@@ -1,0 +1,289 @@
+"""The cache on a whole small pipeline: its gates, rules, branches, calibration, and what it says when it can't."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fewstep.accelerate import accelerate
+from fewstep.calibrate.calibration import Calibration
+from fewstep.calibrate.run import calibrate
+from fewstep.errors import InputError, RecipeError
+from fewstep.models.model import Model
+from fewstep.techniques import Cache
+from fewstep.techniques.cache.engine import COMPUTED, REUSED
+from fewstep.techniques.cache.gates import GATES
+from fewstep.techniques.cache.presets import PRESETS
+from tests.techniques.tiny import ABLE, GUIDED, PROMPT, distance, pipeline, run, state
+
+STEPS = 8
+LOOSE = Cache("teacache", threshold=9.0)  # reuses all that the rules allow
+MOST = COMPUTED + REUSED * (STEPS - 2) + COMPUTED
+
+
+def pictures(fast: Any) -> list[str]:
+    """A sign a step, for each branch of the last request."""
+    return list(fast.engaged[0].facts["last_request"].values())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_runs_and_comes_off_to_the_bit(name: str) -> None:
+    pipe = pipeline(num_single_layers=9)
+    before, plain = state(pipe), run(pipe, steps=STEPS)
+    fast = accelerate(pipe, Cache(name), ABLE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # on random weights some gates never open
+        output = run(fast, steps=STEPS)
+        assert torch.equal(run(fast, steps=STEPS), output)
+    facts = fast.engaged[0].facts
+    assert facts["steps_computed"] + facts["steps_reused"] == 2 * 2 * STEPS
+    assert all(signs[0] == signs[-1] == COMPUTED and len(signs) == STEPS for signs in pictures(fast))
+    assert distance(output, plain) < 0.5
+    fast.remove()
+    assert state(pipe) == before
+    assert torch.equal(run(pipe, steps=STEPS), plain)
+
+
+@pytest.mark.parametrize("scope", ["output", "blocks"])
+def test_never_changes_nothing_and_says_so(scope: str) -> None:
+    pipe = pipeline()
+    plain = run(pipe)
+    fast = accelerate(pipe, Cache(gate="never", scope=scope), ABLE)
+    with pytest.warns(RuntimeWarning, match="reused no step"):
+        assert torch.equal(run(fast), plain)
+
+
+@pytest.mark.parametrize("scope", ["output", "blocks"])
+@pytest.mark.parametrize("predictor", ["last", "linear", "quadratic"])
+def test_always_keeps_the_ends(scope: str, predictor: str) -> None:
+    fast = accelerate(pipeline(), Cache(gate="always", scope=scope, predictor=predictor), ABLE)
+    run(fast, steps=STEPS)
+    assert pictures(fast) == [MOST, MOST]  # guided: two branches
+    assert fast.engaged[0].facts["steps_reused"] == 2 * (STEPS - 2)
+
+
+def test_the_longest_run_and_the_warm_up() -> None:
+    fast = accelerate(pipeline(), Cache(gate="always", longest=2), ABLE)
+    run(fast, steps=STEPS)
+    assert pictures(fast)[0] == "#..#..##"
+    fast.remove()
+    fast = accelerate(pipeline(), Cache(gate="always", warmup=0.45), ABLE)
+    run(fast, steps=STEPS)
+    warm = pictures(fast)[0].index(REUSED)
+    assert 1 < warm < STEPS - 1
+    sigmas = fast.pipe.scheduler.sigmas
+    assert sigmas[warm - 1] > 0.55 * sigmas[0] >= sigmas[warm]
+
+
+def test_a_plan_computes_as_many_steps_as_it_was_told() -> None:
+    fast = accelerate(pipeline(), Cache(target_speedup=2), ABLE)
+    run(fast, steps=10)
+    assert [signs.count(COMPUTED) for signs in pictures(fast)] == [5, 5]
+    assert fast.engaged[0].facts["expected_error"] > 0
+
+
+def test_plans_are_better_than_reusing_evenly() -> None:
+    """The point of a plan, on random weights too: as many steps, no larger error, and a forecast lessens it."""
+    pipe = pipeline()
+    plain = run(pipe, steps=12)
+    errors = {}
+    for name, cache in {
+        "even": Cache(gate="always", longest=2, scope="output"),
+        "planned": Cache(target_speedup=2.4, predictor="last"),
+        "linear": Cache(target_speedup=2.4),
+    }.items():
+        fast = accelerate(pipe, cache, ABLE)
+        errors[name] = distance(run(fast, steps=12), plain)
+        assert pictures(fast)[0].count(COMPUTED) == 5
+        fast.remove()
+    assert errors["linear"] < errors["planned"] <= errors["even"]
+
+
+@pytest.mark.parametrize("scope", ["output", "blocks"])
+def test_reuse_of_what_does_not_change_is_exact(scope: str) -> None:
+    """Where all that blocks add stays the same, reusing it changes nothing: the oracle for the plumbing. A whole
+    denoiser that gives the same at every step is one whose head is silent."""
+    pipe = pipeline()
+    with torch.no_grad():
+        for name, parameter in pipe.transformer.named_parameters():
+            if ("blocks" in name and "norm" in name and "linear" in name) or (scope == "output" and "proj_out" in name):
+                parameter.zero_()
+    plain = run(pipe, steps=STEPS)
+    fast = accelerate(pipe, Cache(gate="always", scope=scope, predictor="last"), ABLE)
+    assert torch.allclose(run(fast, steps=STEPS), plain, atol=1e-6)
+    assert fast.engaged[0].facts["steps_reused"] > 0
+
+
+def test_a_part_of_the_stack() -> None:
+    """Its first and last blocks run at every step."""
+    pipe = pipeline(num_layers=2, num_single_layers=3)
+    ran: dict[str, int] = {}
+    for name, block in Model(pipe).denoisers["transformer"].named_modules():
+        if name.endswith("attn"):
+            block.register_forward_hook(lambda *_, name=name: ran.update({name: ran.get(name, 0) + 1}))
+    fast = accelerate(pipe, Cache(gate="always", scope="blocks", front=1, back=1), ABLE)
+    run(fast, steps=STEPS)
+    every, twice = 2 * STEPS, 2 * 2
+    assert list(ran.values()) == [every, twice, twice, twice, every]
+
+
+def test_a_measured_error_past_the_limit_ends_the_reuse() -> None:
+    tight = Cache(gate="always", longest=1, limit=1e-9)
+    fast = accelerate(pipeline(), tight, ABLE)
+    run(fast, steps=STEPS)
+    assert pictures(fast)[0] == "#." + COMPUTED * (STEPS - 2)
+    assert fast.engaged[0].facts["stopped"]
+    ((step, error),) = fast.engaged[0].facts["measured"]["transformer branch 0"]
+    assert step == 2
+    assert error > 0
+    loose = accelerate(pipeline(), Cache(gate="always", longest=1, limit=1e9), ABLE)
+    run(loose, steps=STEPS)
+    assert not loose.engaged[0].facts["stopped"]
+    assert pictures(loose)[0] == "#.#.#.##"
+
+
+class TestBranches:
+    def test_guidance_off_is_one_branch_although_another_call_had_two(self) -> None:
+        fast = accelerate(pipeline(), LOOSE, ABLE)
+        run(fast, steps=STEPS)
+        run(fast, steps=STEPS, negative_prompt=None, true_cfg_scale=1.0)
+        assert pictures(fast) == [MOST]
+
+    def test_a_negative_prompt_equal_to_the_prompt_stays_a_branch_of_its_own(self) -> None:
+        fast = accelerate(pipeline(), LOOSE, ABLE)
+        run(fast, steps=STEPS, negative_prompt=PROMPT)
+        assert len(pictures(fast)) == 2
+
+    @pytest.mark.parametrize("cache", [LOOSE, Cache(), Cache("easycache", threshold=9.0)])
+    def test_nothing_is_carried_from_one_request_to_the_next(self, cache: Cache) -> None:
+        fast = accelerate(pipeline(), cache, ABLE)
+        first = run(fast, steps=STEPS)
+        fast("a small blue square", **{**GUIDED, "num_inference_steps": 5})
+        assert torch.equal(run(fast, steps=STEPS), first)
+
+    def test_a_request_that_bypasses_the_accelerated_call_is_noticed(self) -> None:
+        fast = accelerate(pipeline(), LOOSE, ABLE)
+        first = run(fast, steps=STEPS)
+        assert torch.equal(run(fast.pipe, steps=STEPS), first)
+        assert torch.equal(run(fast.pipe, steps=STEPS), first)
+
+    def test_two_pipelines_of_one_class_do_not_know_each_other(self) -> None:
+        one, other = accelerate(pipeline(), LOOSE, ABLE), accelerate(pipeline(seed=1), LOOSE, ABLE)
+        first = run(one, steps=STEPS)
+        run(other, steps=STEPS)
+        other.remove()
+        assert torch.equal(run(one, steps=STEPS), first)
+
+
+class TestCalibration:
+    def test_the_first_call_writes_it_and_leaves_the_generator_alone(self, tmp_path: Path) -> None:
+        path = tmp_path / "calibration.json"
+        fast = accelerate(pipeline(), Cache(calibration=str(path)), ABLE)
+        first = run(fast, steps=STEPS)
+        assert Calibration.load(path).trails
+        assert Calibration.load(path).gains
+        assert torch.equal(run(fast, steps=STEPS), first)
+
+    @pytest.mark.parametrize("name", ["planned", "teacache", "magcache"])
+    def test_one_serves_every_gate_and_another_number_of_steps(self, tmp_path: Path, name: str) -> None:
+        path = tmp_path / "calibration.json"
+        pipe = pipeline()
+        calibrate(pipe, {"prompt": PROMPT, **GUIDED, "num_inference_steps": 5}, gains=2).save(path)
+        written = path.read_text()
+        threshold = None if name == "planned" else 9.0
+        fast = accelerate(pipe, Cache(name, threshold=threshold, calibration=str(path)), ABLE)
+        run(fast, steps=STEPS)
+        assert fast.engaged[0].facts["calibration"] == "fits"
+        assert fast.engaged[0].facts["steps_reused"] > 0
+        assert path.read_text() == written
+
+    @pytest.mark.parametrize(
+        ("call", "named"),
+        [({"true_cfg_scale": 4.0}, "true_cfg_scale=4.0"), ({"height": 32, "width": 32}, "height=32"), ({}, "weights")],
+    )
+    @pytest.mark.parametrize("name", ["planned", "teacache"])
+    def test_one_of_something_else_is_refused_loudly(
+        self, tmp_path: Path, name: str, call: dict[str, float], named: str
+    ) -> None:
+        path = tmp_path / "calibration.json"
+        calibrate(pipeline(), {"prompt": PROMPT, **GUIDED, "num_inference_steps": 4}).save(path)
+        pipe = pipeline(seed=0 if call else 1)
+        plain = run(pipe, **call)
+        fast = accelerate(pipe, Cache(name, calibration=str(path)), ABLE)
+        with pytest.warns(RuntimeWarning, match="made on something else") as caught:
+            assert torch.equal(run(fast, **call), plain)
+        assert named in str(caught[0].message)
+
+    def test_a_damaged_one_is_a_problem(self, tmp_path: Path) -> None:
+        path = tmp_path / "calibration.json"
+        path.write_text('{"format": "something else"}')
+        (problem,) = Cache(calibration=str(path)).problems(Model(pipeline()), ABLE)
+        assert "calibration" in problem
+
+
+class TestBadInput:
+    @pytest.mark.parametrize("threshold", [-1, 0, math.nan, math.inf, "high", True])
+    def test_thresholds(self, threshold: Any) -> None:
+        with pytest.raises(InputError, match="'threshold' of Cache"):
+            Cache("teacache", threshold=threshold)
+
+    @pytest.mark.parametrize(
+        ("fields", "said"),
+        [
+            ({"preset": "teacash"}, "'preset' of Cache must be one of planned, teacache"),
+            ({"gate": "some"}, "'gate' of Cache"),
+            ({"predictor": "best"}, "'predictor' of Cache"),
+            ({"scope": "attention"}, "'scope' of Cache"),
+            ({"warmup": 1.0}, "'warmup' of Cache"),
+            ({"longest": 0}, "'longest' of Cache"),
+            ({"target_speedup": 1}, "'target_speedup' of Cache"),
+        ],
+    )
+    def test_fields(self, fields: dict[str, Any], said: str) -> None:
+        with pytest.raises(InputError, match=said):
+            Cache(**fields)
+
+    @pytest.mark.parametrize(
+        ("cache", "said"),
+        [
+            (Cache(gate="teacache", scope="output"), "its scope must be 'blocks'"),
+            (Cache(gate="easycache", scope="blocks"), "its scope must be 'output'"),
+            (Cache(gate="first_block", front=0, threshold=1.0), "'front' to be at least 1"),
+            (Cache("teacache", target_speedup=2), "goes with gate 'schedule'"),
+            (Cache(threshold=0.1), "has no threshold"),
+            (Cache(predictor="cubic"), "plans for last, linear, fitted"),
+            (Cache(gate="always", predictor="fitted"), "must be 'schedule'"),
+            (Cache("teacache", front=3, back=3), "leave none of the 3 blocks"),
+            (Cache(front=2), "its scope is 'output'"),
+        ],
+    )
+    def test_what_does_not_go_together(self, cache: Cache, said: str) -> None:
+        pipe = pipeline()
+        before = state(pipe)
+        with pytest.raises(RecipeError, match=said):
+            accelerate(pipe, cache, ABLE)
+        assert state(pipe) == before
+
+    def test_too_few_steps_to_skip_any(self) -> None:
+        fast = accelerate(pipeline(), Cache(), ABLE)
+        with pytest.warns(RuntimeWarning, match="too few steps"):
+            run(fast, steps=2)
+
+
+def test_quiet_when_all_is_well() -> None:
+    fast = accelerate(pipeline(), LOOSE, ABLE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        run(fast, steps=STEPS)
+
+
+def test_a_preset_fills_what_is_not_given() -> None:
+    assert Cache().whole.preset == "planned"
+    assert Cache("magcache", longest=5).whole.longest == 5
+    assert Cache("magcache").whole.gate == "magcache"
+    assert all(preset.fields["gate"] in GATES for preset in PRESETS.values())
