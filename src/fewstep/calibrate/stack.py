@@ -217,8 +217,9 @@ class StackWatch:
         if not blocks.start <= index < blocks.stop:
             return forward(*args, **kwargs)
         if not visit.asked:
-            if blocks.start and streams["hidden"].shape == visit.entered.shape:  # lists may change it between them
-                visit.head = streams["hidden"] - visit.entered
+            came = streams["hidden"]
+            if came is not visit.entered and came.shape == visit.entered.shape:  # which may change between lists
+                visit.head = came - visit.entered
             visit.reused, visit.asked = self._policy.reuse(visit, state), True
         if index == blocks.start:
             visit.inputs[blocks.path] = streams

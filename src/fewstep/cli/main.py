@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from fewstep import __version__
-from fewstep.cli import bench, checkpoints, demo, distill, doctor, generate, recipe, zoo
+from fewstep.cli import bench, calibrate, checkpoints, demo, distill, doctor, generate, recipe, zoo
 from fewstep.cli.quiet import quiet
 from fewstep.cli.show import note
 from fewstep.errors import FewstepError
@@ -33,6 +33,7 @@ app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
 app.command("bench")(bench.bench)
 app.add_typer(distill.app, name="distill")
+app.command("calibrate")(calibrate.calibrate)
 app.command("quantize")(checkpoints.quantize)
 app.command("inspect")(checkpoints.inspect)
 app.command("verify")(checkpoints.verify)

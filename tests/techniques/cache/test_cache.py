@@ -7,8 +7,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fewstep.accelerate import accelerate
 from fewstep.calibrate.calibration import Calibration
@@ -19,11 +22,15 @@ from fewstep.techniques import Cache
 from fewstep.techniques.cache.engine import COMPUTED, REUSED
 from fewstep.techniques.cache.gates import GATES
 from fewstep.techniques.cache.presets import PRESETS
+from fewstep.techniques.cache.tune import Trial, fewest, psnr_each
 from tests.techniques.tiny import ABLE, GUIDED, PROMPT, distance, pipeline, run, state
 
 STEPS = 8
 LOOSE = Cache("teacache", threshold=9.0)  # reuses all that the rules allow
 MOST = COMPUTED + REUSED * (STEPS - 2) + COMPUTED
+
+
+DRAWN = {**GUIDED, "prompt": PROMPT, "num_inference_steps": STEPS, "output_type": "np"}
 
 
 def pictures(fast: Any) -> list[str]:
@@ -87,6 +94,16 @@ def test_a_plan_computes_as_many_steps_as_it_was_told() -> None:
     assert fast.engaged[0].facts["expected_error"] > 0
 
 
+def test_fitted_weights_give_way_where_a_rule_computes_other_steps() -> None:
+    pipe = pipeline()
+    plain = run(pipe, steps=10)
+    for warmup in (None, 0.5):
+        fast = accelerate(pipe, Cache(target_speedup=2, predictor="fitted", warmup=warmup), ABLE)
+        assert distance(run(fast, steps=10), plain) < 0.2
+        assert pictures(fast)[0].count(REUSED) >= 2
+        fast.remove()
+
+
 def test_plans_are_better_than_reusing_evenly() -> None:
     """The point of a plan, on random weights too: as many steps, no larger error, and a forecast lessens it."""
     pipe = pipeline()
@@ -130,6 +147,13 @@ def test_a_part_of_the_stack() -> None:
     run(fast, steps=STEPS)
     every, twice = 2 * STEPS, 2 * 2
     assert list(ran.values()) == [every, twice, twice, twice, every]
+
+
+def test_the_first_block_may_be_a_list_of_its_own() -> None:
+    """As in the small Flux here: what it added is there when the second list begins."""
+    fast = accelerate(pipeline(num_layers=1), Cache("first_block", threshold=9.0), ABLE)
+    run(fast, steps=STEPS)
+    assert pictures(fast) == [MOST, MOST]
 
 
 def test_a_measured_error_past_the_limit_ends_the_reuse() -> None:
@@ -206,7 +230,7 @@ class TestCalibration:
         ("call", "named"),
         [({"true_cfg_scale": 4.0}, "true_cfg_scale=4.0"), ({"height": 32, "width": 32}, "height=32"), ({}, "weights")],
     )
-    @pytest.mark.parametrize("name", ["planned", "teacache"])
+    @pytest.mark.parametrize("name", ["planned", "teacache", "magcache"])
     def test_one_of_something_else_is_refused_loudly(
         self, tmp_path: Path, name: str, call: dict[str, float], named: str
     ) -> None:
@@ -287,3 +311,56 @@ def test_a_preset_fills_what_is_not_given() -> None:
     assert Cache("magcache", longest=5).whole.longest == 5
     assert Cache("magcache").whole.gate == "magcache"
     assert all(preset.fields["gate"] in GATES for preset in PRESETS.values())
+
+
+class TestBudget:
+    """The pipeline's VAE is random too, so its pictures are noise; PSNR is well defined all the same."""
+
+    def draw(self, fast: Any, seed: int = 0, **more: Any) -> Any:
+        return fast(**{**DRAWN, "generator": torch.Generator().manual_seed(seed), **more}).images
+
+    def test_it_keeps_the_promise_with_the_fewest_steps_and_settles(self) -> None:
+        pipe = pipeline()
+        cache = Cache(budget={"psnr": 45}, prompts=(PROMPT, "a small blue square", "a ring", "a green circle"))
+        plain = self.draw(pipe)
+        fast = accelerate(pipe, cache, ABLE)
+        first = self.draw(fast)
+        facts = fast.engaged[0].facts
+        assert psnr_each(first, plain)[0] > 42
+        computed = facts["last_request"]["transformer branch 0"].count(COMPUTED)
+        assert facts["target_speedup"] == pytest.approx(STEPS / computed)
+        assert min(k for k, worst in facts["trials"] if worst >= 45) == computed
+        assert facts["steps_computed"] + facts["steps_reused"] == 2 * STEPS  # the search is not counted
+        settled = cache.settled(fast.engaged[0])
+        fast.remove()
+        assert settled == Cache(target_speedup=STEPS / computed)
+        fast = accelerate(pipe, settled, ABLE)
+        self.draw(fast)
+        assert fast.engaged[0].facts["last_request"]["transformer branch 0"].count(COMPUTED) == computed
+
+    def test_one_that_can_not_be_kept_names_the_nearest(self) -> None:
+        fast = accelerate(pipeline(), Cache(budget={"psnr": 150}), ABLE)
+        with pytest.raises(InputError, match=r"No cache keeps a psnr of 150 dB in 8 steps here: the nearest is \d+"):
+            self.draw(fast)
+
+    def test_settling_before_the_first_call(self) -> None:
+        fast = accelerate(pipeline(), Cache(budget={"psnr": 30}), ABLE)
+        with pytest.raises(InputError, match="settled on nothing yet"):
+            Cache(budget={"psnr": 30}).settled(fast.engaged[0])
+
+    @pytest.mark.parametrize("budget", [{"psnr": 0}, {"psnr": "high"}, {"ssim": 0.9}, 32])
+    def test_bad_ones(self, budget: Any) -> None:
+        with pytest.raises(InputError, match="'budget' of Cache must be"):
+            Cache(budget=budget)
+
+    @given(st.lists(st.floats(0, 60), min_size=9, max_size=9), st.floats(0, 60))
+    def test_the_search_finds_the_fewest_of_a_rising_quality(self, levels: list[float], budget: float) -> None:
+        rising = dict(enumerate(sorted(levels), 1))
+        best, tried = fewest(10, budget, lambda computed: Trial(computed, (rising[computed], 99.0)))
+        kept = [computed for computed in range(2, 10) if rising[computed] >= budget]
+        assert (best.computed if best else None) == (kept[0] if kept else None)
+        assert len(tried) <= 4
+
+    def test_psnr_by_hand(self) -> None:
+        assert psnr_each(np.full((1, 2, 2, 3), 0.6), np.full((1, 2, 2, 3), 0.5))[0] == pytest.approx(20)
+        assert psnr_each(np.ones((2, 1)), np.ones((2, 1))) == (100.0, 100.0)

@@ -83,8 +83,9 @@ def test_more_steps_are_never_worse() -> None:
 def test_fitted_weights_are_least_squares() -> None:
     rows = outputs(3)
     plan = plans(damages(SIGMAS, gram(list(rows)), PREDICTORS["fitted"], torch.ones(7)), 4)[-1]
-    for step, weights in weights_of(plan, SIGMAS, gram(list(rows)), PREDICTORS["fitted"]).items():
+    for step, (went_with, weights) in weights_of(plan, SIGMAS, gram(list(rows)), PREDICTORS["fitted"]).items():
         known = [one for one in plan.computed if one < step][-2:]
+        assert list(went_with) == known
         best = torch.linalg.lstsq(rows[known].T, rows[step]).solution
         assert torch.allclose(torch.tensor(weights).double(), best, atol=1e-4)
 

@@ -64,7 +64,9 @@ class Engine:
         return self._forecast(visit, memory, known)
 
     def _forecast(self, visit: Visit, memory: Memory, known: Known) -> Kept:
-        weights = known.weights.get(visit.step.index) or self.predictor.weights(memory.sigmas, visit.step.sigma)
+        went_with, weights = known.weights.get(visit.step.index, ((), ()))
+        if not weights or tuple(memory.steps[-len(went_with) :]) != went_with:  # a rule had other steps computed
+            weights = self.predictor.weights(memory.sigmas, visit.step.sigma)
         return combined(weights, memory.kept)
 
     def computed(self, visit: Visit, memory: Memory) -> None:
@@ -74,6 +76,7 @@ class Engine:
             self.learn(visit, memory)
         memory.notes["head when computed"] = visit.head
         depth = self.predictor.order + 1
+        memory.steps = [*memory.steps, visit.step.index][-depth:]
         memory.sigmas = [*memory.sigmas, visit.step.sigma][-depth:]
         memory.kept = [*memory.kept, visit.residuals][-depth:]
         memory.added, memory.run = 0.0, 0

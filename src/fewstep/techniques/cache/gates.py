@@ -24,12 +24,13 @@ class Memory:
     """What one guidance branch of one request keeps.
 
     Attributes:
-        sigmas, kept: of the last computed steps, as many as the predictor takes.
+        steps, sigmas, kept: of the last computed steps, as many as the predictor takes.
         added: the error that has added up since the last computed step.
         run: steps reused since then.
         notes: the gate's own.
     """
 
+    steps: list[int] = field(default_factory=list)
     sigmas: list[float] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     added: float = 0.0
@@ -39,12 +40,15 @@ class Memory:
 
 @dataclass(frozen=True)
 class Known:
-    """What a calibration says about one denoiser at the noise levels of this request."""
+    """What a calibration says about one denoiser at the noise levels of this request; nothing where there is none.
+
+    `weights` are those of a fitted forecast for each reused step of a plan, with the computed steps that they go with.
+    """
 
     curve: Callable[[float], float] | None = None
     ratios: Sequence[float] = ()
-    computed: frozenset[int] = frozenset()
-    weights: Mapping[int, Sequence[float]] = field(default_factory=dict)  # of a fitted forecast, by step
+    computed: frozenset[int] | None = None
+    weights: Mapping[int, tuple[tuple[int, ...], Sequence[float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def always(visit: Visit, memory: Memory, known: Known) -> float:
 
 def schedule(visit: Visit, memory: Memory, known: Known) -> float:
     """The steps of a plan, and no others, are computed."""
-    return math.inf if visit.step.index in known.computed else 0.0
+    return math.inf if known.computed is None or visit.step.index in known.computed else 0.0
 
 
 def teacache(visit: Visit, memory: Memory, known: Known) -> float:
@@ -107,6 +111,8 @@ def first_block(visit: Visit, memory: Memory, known: Known) -> float:
 
 def magcache(visit: Visit, memory: Memory, known: Known) -> float:
     """How far the residual's size, by its ratios in a calibration, has moved since the last computed step."""
+    if not known.ratios:
+        return math.inf
     product = 1.0 if memory.run == 0 else float(memory.notes["product"])
     memory.notes["product"] = product * known.ratios[visit.step.index]
     return abs(1 - float(memory.notes["product"]))

@@ -56,8 +56,10 @@ def damages(sigmas: Tensor, outputs: Tensor, predictor: Predictor, gains: Tensor
     return found
 
 
-def weights_of(plan: Plan, sigmas: Tensor, outputs: Tensor, predictor: Predictor) -> dict[int, list[float]]:
-    """The weights of the last computed steps at each reused step of a plan, the latest last."""
+def weights_of(
+    plan: Plan, sigmas: Tensor, outputs: Tensor, predictor: Predictor
+) -> dict[int, tuple[tuple[int, ...], list[float]]]:
+    """For each reused step of a plan the last computed steps and their weights, the latest last."""
     found = {}
     for step in range(len(sigmas) - 1):
         known = [one for one in plan.computed if one < step][-2:]
@@ -65,7 +67,8 @@ def weights_of(plan: Plan, sigmas: Tensor, outputs: Tensor, predictor: Predictor
             continue
         pair = torch.tensor([[-1, known[0]] if len(known) == 1 else known])
         both = predictor.pairs(sigmas, outputs, pair, step)[0].tolist()
-        found[step] = both[-len(known[-predictor.order - 1 :]) :]
+        went_with = tuple(known[-predictor.order - 1 :])
+        found[step] = (went_with, both[-len(went_with) :])
     return found
 
 

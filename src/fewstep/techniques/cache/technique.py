@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,17 +13,19 @@ import torch
 
 from fewstep.calibrate.calibration import Calibration
 from fewstep.calibrate.run import calibrate
-from fewstep.calibrate.signature import Signature, signature
+from fewstep.calibrate.signature import Signature, effective_call, signature
 from fewstep.calibrate.stack import Part, StackWatch, Visit, block_lists
-from fewstep.errors import FewstepError, bad_value
+from fewstep.calibrate.steps import sigma_at
+from fewstep.errors import FewstepError, InputError, bad_value
 from fewstep.machine import Machine
 from fewstep.models.model import Model
-from fewstep.techniques.base import Engaged, Stage, Technique
-from fewstep.techniques.cache.engine import Engine, Rules, fresh_facts, reused_any, story
+from fewstep.techniques.base import Engaged, Stage, Technique, strings
+from fewstep.techniques.cache.engine import NOTHING, Engine, Rules, fresh_facts, reused_any, story
 from fewstep.techniques.cache.gates import GATES, Known, easycache_learns
 from fewstep.techniques.cache.predictors import PREDICTORS
 from fewstep.techniques.cache.presets import PRESETS
 from fewstep.techniques.cache.schedule import Plan, damages, plans, weights_of
+from fewstep.techniques.cache.tune import search, split
 
 SCOPES = ("output", "blocks")
 GAINS = 8  # noise levels at which a calibration for plans measures what errors grow to
@@ -42,6 +44,11 @@ class Cache(Technique):
         front, back: with `blocks`: the first and the last ones always run.
         threshold: the error that may add up before the model runs again, > 0, in the gate's own measure.
         target_speedup: with gate `schedule`: one step in so many is computed, > 1.
+        budget: in its place, the quality to keep: `{"psnr": 32}`, in dB, of every sample to its full run. The fewest
+            steps that keep it are searched in the first call of each number of steps, on `prompts` that the calibration
+            did not see. `settled` gives the setting that came out, for a recipe.
+        prompts: to calibrate on (every other one) and to check a budget on (the others); empty: the first call's own,
+            with other noise for the check.
         warmup: the part of the noise levels, from the highest down, that is always computed, in [0, 1).
         longest: steps reused in a row at most.
         limit: the measured relative error of a forecast past which the rest of a request is computed in full.
@@ -62,16 +69,44 @@ class Cache(Technique):
     back: int | None = None
     threshold: float | None = None
     target_speedup: float | None = None
+    budget: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
+    prompts: tuple[str, ...] = ()
     warmup: float | None = None
     longest: int | None = None
     limit: float | None = None
     calibration: str | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.budget, Mapping):
+            object.__setattr__(self, "budget", tuple(self.budget.items()))
+        if isinstance(self.prompts, list):
+            object.__setattr__(self, "prompts", tuple(self.prompts))
+        super().__post_init__()
+
+    def given(self) -> dict[str, Any]:
+        values = super().given()
+        return {**values, "budget": dict(self.budget)} if "budget" in values else values
+
+    def settled(self, engaged: Engaged) -> Cache:
+        """This technique with what its budget chose written down: it searches no more.
+
+        Raises:
+            InputError: the budget has chosen nothing yet, before the first call.
+        """
+        if "target_speedup" not in engaged.facts:
+            raise InputError("This cache has settled on nothing yet: call the pipeline once.")
+        return replace(self, budget=(), prompts=(), target_speedup=engaged.facts["target_speedup"])
+
+    @property
+    def psnr(self) -> float | None:
+        """What its budget asks for, in dB."""
+        return dict(self.budget).get("psnr")
+
     @property
     def whole(self) -> Cache:
         """The same with every field filled that its preset fills."""
         named = self.preset or ("" if self.gate else "planned")
-        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) not in (None, ())}
         base = dict(PRESETS[named].fields) if named else {}
         filled = {**DEFAULTS, **base, **given, "preset": named}
         if GATES[filled["gate"]].front:
@@ -88,6 +123,8 @@ class Cache(Technique):
             "back": (_whole_number(self.back, 0), "a whole number, at least 0"),
             "threshold": (_between(self.threshold, 0, math.inf), "a number above 0"),
             "target_speedup": (_between(self.target_speedup, 1, math.inf), "a number above 1"),
+            "budget": (_is_budget(self.budget), "{'psnr': a number above 0}"),
+            "prompts": (strings(self.prompts), "a list of prompts"),
             "warmup": (self.warmup == 0 or _between(self.warmup, 0, 1), "in [0, 1)"),
             "longest": (_whole_number(self.longest, 1), "a whole number, at least 1"),
             "limit": (_between(self.limit, 0, math.inf), "a number above 0"),
@@ -111,8 +148,11 @@ class Cache(Technique):
             found.append(f"Cache's gate '{full.gate}' needs 'front' to be at least {gate.front}. Got {full.front}.")
         if full.scope == "output" and (self.front or self.back):
             found.append("Cache's 'front' and 'back' are about scope 'blocks', and its scope is 'output'.")
-        if self.target_speedup and full.gate != "schedule":
-            found.append(f"Cache's 'target_speedup' goes with gate 'schedule', and its gate is '{full.gate}'.")
+        for name in ("target_speedup", "budget"):
+            if getattr(self, name) and full.gate != "schedule":
+                found.append(f"Cache's '{name}' goes with gate 'schedule', and its gate is '{full.gate}'.")
+        if self.target_speedup and self.budget:
+            found.append("Cache has a 'target_speedup' and a 'budget': leave one out.")
         if self.threshold and full.gate == "schedule":
             found.append("Cache's gate 'schedule' has no threshold: say 'target_speedup'.")
         if full.gate == "schedule" and full.predictor not in PLANNED:
@@ -170,9 +210,13 @@ class Cache(Technique):
         )
 
 
-DEFAULTS: Mapping[str, Any] = {"predictor": "last", "scope": "blocks", "target_speedup": None}
+DEFAULTS: Mapping[str, Any] = {"predictor": "last", "scope": "blocks"}
+CHECKED = 8  # samples that a budget is checked on where no prompts are given
 PLANNED = tuple(name for name, predictor in PREDICTORS.items() if predictor.order < 2)
 STANDARD_SPEEDUP = 2.0  # of a plan that is told nothing
+
+
+Weights = dict[int, tuple[tuple[int, ...], list[float]]]
 
 
 class Tuner:
@@ -182,7 +226,11 @@ class Tuner:
         self._cache, self._model, self._watch, self._engine = cache, model, watch, engine
         self._made: dict[Signature, Calibration] = {}
         self._last: Signature | None = None
-        self._known: dict[tuple[Any, ...], Known] = {}
+        self._file: tuple[float, Calibration] | None = None  # when it was written, and what it says
+        self._known: dict[str, Known] = {}  # of each denoiser, for the noise levels that the scheduler has now
+        self._timesteps: Any = None
+        self._plans: dict[Any, tuple[Plan, Weights]] = {}
+        self._speedups: dict[tuple[Signature, int], float] = {}
 
     def prepare(self, call: Mapping[str, Any]) -> None:
         """Before a call: what is known for it; nothing when the file was made on something else."""
@@ -192,22 +240,53 @@ class Tuner:
         found = self._saved() or self._made.get(wanted) or self._run(wanted, call)
         differences = wanted.differences(found.signature)
         self._engine.facts["calibration"] = f"not used: {'; '.join(differences)}" if differences else "fits"
-        self._engine.known = (lambda visit: UNKNOWN) if differences else partial(self._knowledge, found)
+        self._known = {}
+        self._engine.known = (lambda visit: NOTHING) if differences else partial(self._knowledge, found)
+        if self._cache.psnr is not None and not differences:
+            self._keep_budget(wanted, found, call)
 
     def _knowledge(self, calibration: Calibration, visit: Visit) -> Known:
-        sigmas = tuple(sigmas_of(self._model.pipe.scheduler))
-        key = (visit.denoiser, sigmas, id(calibration))
-        if key not in self._known:
-            self._known[key] = self._learn(calibration, visit.denoiser, sigmas)
-        return self._known[key]
+        scheduler = self._model.pipe.scheduler
+        if scheduler.timesteps is not self._timesteps:  # schedulers make new ones for each request
+            self._timesteps, self._known = scheduler.timesteps, {}
+        if visit.denoiser not in self._known:
+            self._known[visit.denoiser] = self._learn(calibration, visit.denoiser, sigmas_of(scheduler))
+        return self._known[visit.denoiser]
+
+    def _keep_budget(self, wanted: Signature, calibration: Calibration, call: Mapping[str, Any]) -> None:
+        """Choose the speed-up for this call's number of steps, unless that was done before."""
+        asked = effective_call(self._model, call)
+        total = int(asked.get("num_inference_steps") or 0)
+        assert self._cache.psnr is not None
+        if (wanted, total) not in self._speedups:
+            before = {name: value for name, value in self._engine.facts.items() if name.startswith("steps_")}
+            best, tried = search(
+                self._model.pipe, self._held_out(call), total, self._cache.psnr, partial(self._compute, total)
+            )
+            self._speedups[wanted, total] = total / best.computed
+            self._engine.facts.update(before, trials=[[one.computed, round(one.worst, 2)] for one in tried], **story())
+        self._compute(total, round(total / self._speedups[wanted, total]))
+
+    def _compute(self, total: int, computed: int) -> Callable[[], None]:
+        self._cache = replace(self._cache, target_speedup=total / computed)
+        self._engine.facts["target_speedup"] = total / computed
+        self._timesteps = None
+        return self._watch.forget
+
+    def _held_out(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        prompts: list[Any] = [*split(self._cache.prompts)[1]] or [_first(call.get("prompt"))] * CHECKED
+        return {**_for_prompts(call, prompts), "generator": generators(len(prompts), CHECK_SEED)}
 
     def _learn(self, calibration: Calibration, denoiser: str, sigmas: tuple[float, ...]) -> Known:
         steps = sigmas[:-1]
         if self._cache.gate == "schedule":
-            plan, weights = planned(calibration, sigmas, self._cache)
+            key = (self._last, sigmas, self._cache.target_speedup)
+            if key not in self._plans:
+                self._plans[key] = planned(calibration, sigmas, self._cache)
+            plan, weights = self._plans[key]
             self._engine.facts["expected_error"] = plan.error
             return Known(computed=frozenset(plan.computed), weights=weights)
-        ratios = calibration.ratios(denoiser, steps) if calibration.of("stack", denoiser) else [math.inf] * len(steps)
+        ratios = calibration.ratios(denoiser, steps) if calibration.of("stack", denoiser) else ()
         return Known(calibration.curve(denoiser), ratios)
 
     def warnings(self) -> list[str]:
@@ -236,13 +315,21 @@ class Tuner:
 
     def _saved(self) -> Calibration | None:
         path = self._cache.calibration
-        return Calibration.load(path) if path and Path(path).exists() else None
+        if not path or not Path(path).exists():
+            return None
+        written = Path(path).stat().st_mtime
+        if self._file is None or self._file[0] != written:
+            self._file, self._plans = (written, Calibration.load(path)), {}
+        return self._file[1]
 
     def _run(self, wanted: Signature, call: Mapping[str, Any]) -> Calibration:
         self._watch.remove()  # so that the runs are not counted as requests
         try:
             gains = GAINS if self._cache.gate == "schedule" else 0
-            made = self._made[wanted] = calibrate(self._model.pipe, call, gains=gains)
+            prompts = split(self._cache.prompts)[0]
+            made = self._made[wanted] = calibrate(
+                self._model.pipe, _for_prompts(call, prompts) if prompts else call, gains=gains
+            )
         finally:
             self._watch.install()
         if self._cache.calibration:
@@ -250,10 +337,28 @@ class Tuner:
         return made
 
 
-UNKNOWN = Known(computed=frozenset(range(1_000_000)))
+def generators(count: int, seed: int) -> list[torch.Generator]:
+    """One for each sample, on the CPU whatever the device: the noise is the same everywhere."""
+    return [torch.Generator("cpu").manual_seed(seed + i) for i in range(count)]
 
 
-def planned(calibration: Calibration, sigmas: tuple[float, ...], cache: Cache) -> tuple[Plan, dict[int, list[float]]]:
+def _first(prompt: Any) -> Any:
+    return prompt[0] if isinstance(prompt, list) else prompt
+
+
+CHECK_SEED = 770_001  # of the noise of held-out samples
+
+
+def _for_prompts(call: Mapping[str, Any], prompts: list[Any]) -> dict[str, Any]:
+    """The call for other prompts: what belongs to its own, noise and embeddings, is left out."""
+    own = ("generator", "latents", "num_images_per_prompt", "num_videos_per_prompt")
+    kept = {name: value for name, value in call.items() if name not in own and not name.endswith("_embeds")}
+    if isinstance(kept.get("negative_prompt"), list):
+        kept["negative_prompt"] = [kept["negative_prompt"][0]] * len(prompts)
+    return {**kept, "prompt": prompts}
+
+
+def planned(calibration: Calibration, sigmas: tuple[float, ...], cache: Cache) -> tuple[Plan, Weights]:
     """The plan for these noise levels (the last one 0), and the weights of a fitted forecast."""
     assert cache.predictor is not None
     predictor, total = PREDICTORS[cache.predictor], len(sigmas) - 1
@@ -265,11 +370,15 @@ def planned(calibration: Calibration, sigmas: tuple[float, ...], cache: Cache) -
     return plan, weights_of(plan, levels, outputs, predictor) if predictor.fitted else {}
 
 
-def sigmas_of(scheduler: Any) -> list[float]:
+def sigmas_of(scheduler: Any) -> tuple[float, ...]:
     """The noise level of each step of the request that a scheduler is set to, and 0 after the last."""
-    from fewstep.calibrate.steps import sigma_at
+    return (*(sigma_at(scheduler, step) for step in range(len(scheduler.timesteps))), 0.0)
 
-    return [*(sigma_at(scheduler, step) for step in range(len(scheduler.timesteps))), 0.0]
+
+def _is_budget(value: object) -> bool:
+    pairs = value if isinstance(value, tuple) else ((value, None),)
+    return all(isinstance(pair, tuple) and pair[0] == "psnr" and bool(pair[1]) and _between(pair[1], 0, math.inf)
+               for pair in pairs)  # fmt: skip
 
 
 def _whole_number(value: object, least: int) -> bool:

@@ -1,0 +1,88 @@
+"""A quality budget in, a setting out: the fewest computed steps that keep it, tried on prompts that were not learned
+from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewstep.calibrate.run import Tell, quiet, run_quietly
+from fewstep.errors import InputError
+
+Samples = NDArray[np.floating]  # (n, …), values in [0, 1]
+CEILING = 100.0  # dB: of samples that are the same
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting on held-out prompts: how many steps it computed, and each sample's PSNR to the full run, in dB."""
+
+    computed: int
+    psnr: tuple[float, ...]
+
+    @property
+    def worst(self) -> float:
+        return min(self.psnr)
+
+
+def fewest(total: int, budget: float, trial: Callable[[int], Trial]) -> tuple[Trial | None, list[Trial]]:
+    """The fewest computed steps of `total` whose worst sample keeps `budget` dB, by bisection; None where none does.
+
+    Returns with it all that was tried. More computed steps are held to be no worse.
+    """
+    low, high, tried = 2, total - 1, list[Trial]()  # at least both ends; at least one step reused
+    best: Trial | None = None
+    while low <= high:
+        middle = (low + high) // 2
+        tried.append(trial(middle))
+        if tried[-1].worst >= budget:
+            best, high = tried[-1], middle - 1
+        else:
+            low = middle + 1
+    return best, tried
+
+
+def psnr_each(samples: Samples, reference: Samples) -> tuple[float, ...]:
+    """PSNR of each sample, in dB, the peak being 1; `CEILING` at most."""
+    squares = ((samples.astype(np.float64) - reference) ** 2).reshape(len(samples), -1).mean(1)
+    return tuple(float(min(CEILING, -10 * np.log10(max(square, 1e-20)))) for square in squares)
+
+
+def search(
+    pipe: Any, check: Mapping[str, Any], total: int, budget: float, put_on: Callable[[int], Callable[[], None]],
+    tell: Tell = quiet,
+) -> tuple[Trial, list[Trial]]:  # fmt: skip
+    """`fewest` on a pipeline: `check` is the held-out call, `put_on(k)` sets the cache to compute `k` steps and returns
+    what takes it off again.
+
+    Raises:
+        InputError: no setting that reuses a step keeps the budget; the message has the nearest that one does.
+    """
+    tell("held-out prompts in full")
+    full = np.asarray(run_quietly(pipe, check, output_type="np"))
+
+    def trial(computed: int) -> Trial:
+        tell(f"held-out prompts with {computed} of {total} steps computed")
+        take_off = put_on(computed)
+        try:
+            return Trial(computed, psnr_each(np.asarray(run_quietly(pipe, check, output_type="np")), full))
+        finally:
+            take_off()
+
+    best, tried = fewest(total, budget, trial)
+    if best is None:
+        nearest = max((one.worst for one in tried), default=0.0)
+        raise InputError(
+            f"No cache keeps a psnr of {budget:g} dB in {total} steps here: the nearest is {nearest:.1f} dB, "
+            f"with {total - 1} steps computed."
+        )
+    return best, tried
+
+
+def split(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Prompts to learn from and prompts to check on: every other one; of one prompt both times that one."""
+    return list(prompts[::2]), list(prompts[1::2] or prompts)
