@@ -139,6 +139,10 @@ def settings() -> list[Setting]:
             for threshold in thresholds
         ]
     found += [
+        Setting("fewstep never (armed, reuses nothing)", scope, partial(ours, {"gate": "never", "scope": scope}))
+        for scope in ("output", "blocks")
+    ]
+    found += [
         Setting("diffusers FirstBlockCache", f"{t:g}",
                 partial(of_diffusers, lambda steps, t=t: FirstBlockCacheConfig(threshold=t)))
         for t in (0.02, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5)

@@ -22,7 +22,8 @@ from fewstep.techniques import Cache
 from fewstep.techniques.cache.engine import COMPUTED, REUSED
 from fewstep.techniques.cache.gates import GATES
 from fewstep.techniques.cache.presets import PRESETS
-from fewstep.techniques.cache.tune import Trial, fewest, psnr_each
+from fewstep.techniques.cache.technique import CHECK_SEED, generators
+from fewstep.techniques.cache.tune import Trial, fewest, psnr_each, split
 from tests.techniques.tiny import ABLE, GUIDED, PROMPT, distance, pipeline, run, state
 
 STEPS = 8
@@ -31,6 +32,11 @@ MOST = COMPUTED + REUSED * (STEPS - 2) + COMPUTED
 
 
 DRAWN = {**GUIDED, "prompt": PROMPT, "num_inference_steps": STEPS, "output_type": "np"}
+
+
+def computed_in(facts: dict[str, Any]) -> int:
+    """Steps that the first branch of the last request computed."""
+    return int(facts["last_request"]["transformer branch 0"].count(COMPUTED))
 
 
 def pictures(fast: Any) -> list[str]:
@@ -327,7 +333,8 @@ class TestBudget:
         first = self.draw(fast)
         facts = fast.engaged[0].facts
         assert psnr_each(first, plain)[0] > 42
-        computed = facts["last_request"]["transformer branch 0"].count(COMPUTED)
+        assert facts["trials"][-1] == [computed_in(facts), pytest.approx(self.worst_held_out(cache, facts), abs=0.01)]
+        computed = computed_in(facts)
         assert facts["target_speedup"] == pytest.approx(STEPS / computed)
         assert min(k for k, worst in facts["trials"] if worst >= 45) == computed
         assert facts["steps_computed"] + facts["steps_reused"] == 2 * STEPS  # the search is not counted
@@ -336,7 +343,17 @@ class TestBudget:
         assert settled == Cache(target_speedup=STEPS / computed)
         fast = accelerate(pipe, settled, ABLE)
         self.draw(fast)
-        assert fast.engaged[0].facts["last_request"]["transformer branch 0"].count(COMPUTED) == computed
+        assert computed_in(fast.engaged[0].facts) == computed
+
+    def worst_held_out(self, cache: Cache, facts: dict[str, Any]) -> float:
+        """What a search should find, made apart: its held-out prompts with and without a cache of that speed-up."""
+        pipe, (learned, check) = pipeline(), split(cache.prompts)
+        held_out = {"prompt": check, "generator": generators(len(check), CHECK_SEED)}
+        full = self.draw(pipe, **held_out)
+        fast = accelerate(
+            pipe, Cache(target_speedup=facts["target_speedup"], prompts=(learned[0], "-", learned[1])), ABLE
+        )
+        return min(psnr_each(self.draw(fast, **held_out), full))
 
     def test_one_that_can_not_be_kept_names_the_nearest(self) -> None:
         fast = accelerate(pipeline(), Cache(budget={"psnr": 150}), ABLE)

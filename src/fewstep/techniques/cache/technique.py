@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from fewstep.calibrate.calibration import Calibration
-from fewstep.calibrate.run import calibrate
+from fewstep.calibrate.run import calibrate, run_quietly
 from fewstep.calibrate.signature import Signature, effective_call, signature
 from fewstep.calibrate.stack import Part, StackWatch, Visit, block_lists
 from fewstep.calibrate.steps import sigma_at
@@ -25,7 +26,7 @@ from fewstep.techniques.cache.gates import GATES, Known, easycache_learns
 from fewstep.techniques.cache.predictors import PREDICTORS
 from fewstep.techniques.cache.presets import PRESETS
 from fewstep.techniques.cache.schedule import Plan, damages, plans, weights_of
-from fewstep.techniques.cache.tune import search, split
+from fewstep.techniques.cache.tune import Samples, search, split
 
 SCOPES = ("output", "blocks")
 GAINS = 8  # noise levels at which a calibration for plans measures what errors grow to
@@ -260,22 +261,28 @@ class Tuner:
         assert self._cache.psnr is not None
         if (wanted, total) not in self._speedups:
             before = {name: value for name, value in self._engine.facts.items() if name.startswith("steps_")}
-            best, tried = search(
-                self._model.pipe, self._held_out(call), total, self._cache.psnr, partial(self._compute, total)
-            )
-            self._speedups[wanted, total] = total / best.computed
+            tried = search(partial(self._held_out, call, total), total, self._cache.psnr)
+            self._speedups[wanted, total] = total / tried[-1].computed
             self._engine.facts.update(before, trials=[[one.computed, round(one.worst, 2)] for one in tried], **story())
-        self._compute(total, round(total / self._speedups[wanted, total]))
+        self._choose(self._speedups[wanted, total])
 
-    def _compute(self, total: int, computed: int) -> Callable[[], None]:
-        self._cache = replace(self._cache, target_speedup=total / computed)
-        self._engine.facts["target_speedup"] = total / computed
+    def _choose(self, speedup: float) -> None:
+        self._cache = replace(self._cache, target_speedup=speedup)
+        self._engine.facts["target_speedup"] = speedup
         self._timesteps = None
-        return self._watch.forget
 
-    def _held_out(self, call: Mapping[str, Any]) -> dict[str, Any]:
+    def _held_out(self, call: Mapping[str, Any], total: int, computed: int | None) -> Samples:
+        """The held-out samples with so many steps computed; None: without the cache."""
         prompts: list[Any] = [*split(self._cache.prompts)[1]] or [_first(call.get("prompt"))] * CHECKED
-        return {**_for_prompts(call, prompts), "generator": generators(len(prompts), CHECK_SEED)}
+        check = {**_for_prompts(call, prompts), "generator": generators(len(prompts), CHECK_SEED)}
+        if computed is None:
+            self._watch.remove()
+        else:
+            self._choose(total / computed)
+        try:
+            return np.asarray(run_quietly(self._model.pipe, check, output_type="np"))
+        finally:
+            self._watch.install().forget()
 
     def _learn(self, calibration: Calibration, denoiser: str, sigmas: tuple[float, ...]) -> Known:
         steps = sigmas[:-1]
@@ -326,10 +333,9 @@ class Tuner:
         self._watch.remove()  # so that the runs are not counted as requests
         try:
             gains = GAINS if self._cache.gate == "schedule" else 0
-            prompts = split(self._cache.prompts)[0]
-            made = self._made[wanted] = calibrate(
-                self._model.pipe, _for_prompts(call, prompts) if prompts else call, gains=gains
-            )
+            if learned := split(self._cache.prompts)[0]:
+                call = {**_for_prompts(call, learned), "generator": generators(len(learned), LEARN_SEED)}
+            made = self._made[wanted] = calibrate(self._model.pipe, call, gains=gains)
         finally:
             self._watch.install()
         if self._cache.calibration:
@@ -346,7 +352,7 @@ def _first(prompt: Any) -> Any:
     return prompt[0] if isinstance(prompt, list) else prompt
 
 
-CHECK_SEED = 770_001  # of the noise of held-out samples
+LEARN_SEED, CHECK_SEED = 0, 770_001  # of the noise of calibration runs, and of held-out samples
 
 
 def _for_prompts(call: Mapping[str, Any], prompts: list[Any]) -> dict[str, Any]:

@@ -3,14 +3,13 @@ from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fewstep.calibrate.run import Tell, quiet, run_quietly
+from fewstep.calibrate.run import Tell, quiet
 from fewstep.errors import InputError
 
 Samples = NDArray[np.floating]  # (n, …), values in [0, 1]
@@ -52,26 +51,20 @@ def psnr_each(samples: Samples, reference: Samples) -> tuple[float, ...]:
     return tuple(float(min(CEILING, -10 * np.log10(max(square, 1e-20)))) for square in squares)
 
 
-def search(
-    pipe: Any, check: Mapping[str, Any], total: int, budget: float, put_on: Callable[[int], Callable[[], None]],
-    tell: Tell = quiet,
-) -> tuple[Trial, list[Trial]]:  # fmt: skip
-    """`fewest` on a pipeline: `check` is the held-out call, `put_on(k)` sets the cache to compute `k` steps and returns
-    what takes it off again.
+def search(run: Callable[[int | None], Samples], total: int, budget: float, tell: Tell = quiet) -> list[Trial]:
+    """`fewest` on a pipeline; what was tried, the best last.
+
+    `run(k)` makes the held-out samples with `k` of `total` steps computed, `run(None)` with all, without a cache.
 
     Raises:
         InputError: no setting that reuses a step keeps the budget; the message has the nearest that one does.
     """
     tell("held-out prompts in full")
-    full = np.asarray(run_quietly(pipe, check, output_type="np"))
+    full = run(None)
 
     def trial(computed: int) -> Trial:
         tell(f"held-out prompts with {computed} of {total} steps computed")
-        take_off = put_on(computed)
-        try:
-            return Trial(computed, psnr_each(np.asarray(run_quietly(pipe, check, output_type="np")), full))
-        finally:
-            take_off()
+        return Trial(computed, psnr_each(run(computed), full))
 
     best, tried = fewest(total, budget, trial)
     if best is None:
@@ -80,7 +73,7 @@ def search(
             f"No cache keeps a psnr of {budget:g} dB in {total} steps here: the nearest is {nearest:.1f} dB, "
             f"with {total - 1} steps computed."
         )
-    return best, tried
+    return [*(one for one in tried if one is not best), best]
 
 
 def split(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
