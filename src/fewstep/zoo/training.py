@@ -1,0 +1,57 @@
+"""What the zoo's recipes share: one run a folder, optimizers by the kind of weight, bfloat16 where it is quick."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fewstep.errors import InputError
+from fewstep.files import read_json, write_json
+from fewstep.machine import Machine
+from fewstep.muon import Muon
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+def same_run(out: Path, settings: DataclassInstance) -> None:
+    """Writes the settings into the run's folder.
+
+    Raises:
+        InputError: it holds a run with other settings.
+    """
+    kept, now = out / "settings.json", asdict(settings)
+    if kept.exists() and read_json(kept) != now:
+        raise InputError(f"{kept} is of a run with other settings: take another folder, or delete it to start anew.")
+    write_json(kept, now)
+
+
+def autocast(device: str) -> torch.autocast:
+    """bfloat16 where the machine is quick at it."""
+    return torch.autocast(device, torch.bfloat16, enabled=Machine.detect().missing("bf16") is None)
+
+
+def optimizers(
+    transformer: nn.Module, blocks: str, others: Iterable[nn.Module], *, muon_rate: float, adam_rate: float
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the transformer's parts whose names hold `blocks`, AdamW for all else."""
+    matrices = [p for n, p in transformer.named_parameters() if blocks in n and p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    rest = [p for part in (transformer, *others) for p in part.parameters() if id(p) not in chosen]
+    return [
+        Muon(matrices, lr=muon_rate, weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=adam_rate, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def matches(part: nn.Module, other: Any) -> bool:
+    """Whether `other` is a module whose weights would fit into `part`."""
+    if not isinstance(other, nn.Module):
+        return False
+    sizes = {key: value.shape for key, value in part.state_dict().items()}
+    return sizes == {key: value.shape for key, value in other.state_dict().items()}
