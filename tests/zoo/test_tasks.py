@@ -52,5 +52,5 @@ def test_a_task_that_is_none() -> None:
 
 
 def test_as_many_images_as_asks() -> None:
-    with pytest.raises(InputError, match="images"):
+    with pytest.raises(InputError, match="samples"):
         SHAPES.accuracy([SHAPES.prompts(1, 0)[0][1]], SHAPES.reference(2, 0))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import nn
 
 from fewstep.errors import InputError
 from fewstep.files import read_json, write_json
 from fewstep.machine import Machine
+from fewstep.models.load import load
 from fewstep.muon import Muon
 
 if TYPE_CHECKING:
@@ -49,8 +51,24 @@ def optimizers(
     ]
 
 
-def matches(part: nn.Module, other: Any) -> bool:
-    """Whether `other` is a module whose weights would fit into `part`."""
+def go_on_from(pipe: DiffusionPipeline, source: str, fresh: Collection[str] = ()) -> None:
+    """Gives `pipe` the networks of the pipeline at `source`, except the `fresh` ones.
+
+    Raises:
+        InputError: `source` is no pipeline, or one of another architecture.
+    """
+    begun = load(source)
+    for name, own in pipe.components.items():
+        if not isinstance(own, nn.Module) or name in fresh:
+            continue
+        other = getattr(begun, name, None)
+        if not _fits(own, other):
+            raise InputError(f"{source} is not of this model's architecture: its {name} differs.")
+        pipe.register_modules(**{name: other})
+
+
+def _fits(part: nn.Module, other: Any) -> bool:
+    """Whether `other` is a module of the same weights, by name and shape."""
     if not isinstance(other, nn.Module):
         return False
     sizes = {key: value.shape for key, value in part.state_dict().items()}

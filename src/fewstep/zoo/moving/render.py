@@ -41,4 +41,4 @@ def background(scene: Scene) -> Array:
     down, across = (frequencies * turned for turned in (np.sin(angles), np.cos(angles)))
     waves = np.sin(2 * np.pi * (np.tensordot(np.stack([down, across], 1), _GRID, 1) + phases[:, None, None]))
     shade = 1 + DEPTH * waves.sum(0) / np.sqrt(count)
-    return (shade[..., None] * np.array(TONES[scene.tone])).astype(np.float32)
+    return np.asarray(shade[..., None] * np.array(TONES[scene.tone]), np.float32)

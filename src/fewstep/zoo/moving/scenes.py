@@ -1,8 +1,8 @@
 """What a clip of the `moving-shapes` task shows, and the English that asks for it.
 
-A `Scene` is the whole truth about a clip: one or two objects, each on a straight line that it follows to and fro between
-two borders of the picture, on one still background. `sample_scene` draws one, `describe` words it, and a wording
-carries its own `Ask`: what a clip must show to have answered the prompt.
+A `Scene` is the whole truth about a clip: one or two objects, each on a straight line that it follows to and fro
+between two borders of the picture, on one still background. `sample_scene` draws one, `describe` words it, and a
+wording carries its own `Ask`: what a clip must show to have answered the prompt.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    WanDecoder3d,
+    WanEncoder3d,
     WanResample,
     WanResidualDownBlock,
     WanResidualUpBlock,
@@ -77,6 +79,6 @@ def _interleaved(x: Tensor) -> Tensor:
     return torch.stack(x.chunk(2, dim=1), 3).flatten(2, 3)
 
 
-def _head(half: nn.Module, x: Tensor) -> Tensor:
+def _head(half: WanEncoder3d | WanDecoder3d, x: Tensor) -> Tensor:
     made: Tensor = half.conv_out(half.nonlinearity(half.norm_out(x)))
     return made
