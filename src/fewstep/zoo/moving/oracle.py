@@ -33,7 +33,7 @@ from fewstep.zoo.shapes.scenes import IMAGE_SIZE, Colour, Shape
 
 Array = NDArray[np.float32]
 
-VIVID = 0.25  # chroma (largest less smallest channel) of an object's pixels; no background reaches 0.2
+VIVID = 0.25  # chroma (largest less smallest channel) of an object's pixels; no background reaches 0.21
 SPECK = 12  # pixels; a smaller vivid region is noise
 HUE = 0.93  # least cosine between an object's tint and its colour's; the closest two colours are at 0.72
 MISFIT = 0.16  # most of an outline's energy that may be unexplained, the mean over the frames
@@ -45,7 +45,7 @@ EVEN = 12  # of the 16 steps that must not differ by more; the turn at a border 
 TURN = 5.0  # pixels between an object that turns round and the border, at most
 DRIFT = 3.0  # pixels by which an object may leave its line
 PACES: dict[Speed, tuple[float, float]] = {"slow": (0.5, 1.4), "fast": (1.5, 2.6)}  # median steps, in pixels a frame
-STILL = 0.02  # most that a background pixel may change from frame to frame, on average
+STILL = 0.015  # most that a background's pixels may be from their means over the frames, on average
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Reading:
     Attributes:
         things: the objects that are there in every frame.
         unreadable: the most vivid regions in one frame that belong to none of them.
-        flicker: mean absolute change of the background's pixels from frame to frame.
+        flicker: how far the background's pixels are from their means over the frames, on average.
     """
 
     things: tuple[Mover, ...]
@@ -178,8 +178,9 @@ def _colour(tint: Array) -> Colour | None:
 
 
 def _flicker(clip: Array, ground: NDArray[np.bool_]) -> float:
-    both = ground[1:] & ground[:-1]
-    return float(np.abs(np.diff(clip, axis=0)).mean(-1)[both].mean()) if both.any() else 1.0
+    weight = ground.astype(np.float32)[..., None]
+    mean = (clip * weight).sum(0) / np.maximum(weight.sum(0), 1)
+    return float(np.abs(clip - mean).mean(-1)[ground].mean()) if ground.any() else 1.0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
