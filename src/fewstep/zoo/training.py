@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep.errors import InputError
 from fewstep.files import read_json, write_json
@@ -33,18 +33,27 @@ def same_run(out: Path, settings: DataclassInstance) -> None:
     write_json(kept, now)
 
 
+def matrices_in(transformer: nn.Module, blocks: str) -> list[Tensor]:
+    """The matrices of those parts of a transformer whose names hold `blocks`."""
+    return [p for name, p in transformer.named_parameters() if blocks in name and p.ndim == 2]
+
+
+def kernels(network: nn.Module) -> list[Tensor]:
+    """The kernels of its convolutions."""
+    return [part.weight for part in network.modules() if isinstance(part, nn.Conv2d | nn.Conv3d)]
+
+
 def autocast(device: str) -> torch.autocast:
     """bfloat16 where the machine is quick at it."""
     return torch.autocast(device, torch.bfloat16, enabled=Machine.detect().missing("bf16") is None)
 
 
 def optimizers(
-    transformer: nn.Module, blocks: str, others: Iterable[nn.Module], *, muon_rate: float, adam_rate: float
+    parts: Iterable[nn.Module], matrices: Sequence[Tensor], *, muon_rate: float, adam_rate: float
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the transformer's parts whose names hold `blocks`, AdamW for all else."""
-    matrices = [p for n, p in transformer.named_parameters() if blocks in n and p.ndim == 2]
+    """Muon for those parameters of `parts` that are among the `matrices`, AdamW for all others."""
     chosen = {id(p) for p in matrices}
-    rest = [p for part in (transformer, *others) for p in part.parameters() if id(p) not in chosen]
+    rest = [p for part in parts for p in part.parameters() if id(p) not in chosen]
     return [
         Muon(matrices, lr=muon_rate, weight_decay=0.01),
         torch.optim.AdamW(rest, lr=adam_rate, betas=(0.9, 0.98), weight_decay=0.01),

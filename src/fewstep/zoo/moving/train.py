@@ -29,7 +29,7 @@ from fewstep.zoo.moving.data import WORDINGS, Latents
 from fewstep.zoo.moving.pipeline import CALL, PROMPT_TOKENS, build_pipeline
 from fewstep.zoo.moving.reading import COLUMNS, QUESTIONS
 from fewstep.zoo.steps import Steps
-from fewstep.zoo.training import autocast, go_on_from, optimizers, same_run
+from fewstep.zoo.training import autocast, go_on_from, kernels, matrices_in, optimizers, same_run
 from fewstep.zoo.words import as_tokens, misread
 
 DECAY_FROM = 0.3  # of the steps: from there on the rates fall
@@ -45,7 +45,8 @@ class Settings:
     scenes: int = 32_000
     vae_steps: int = 3000
     vae_batch: int = 4
-    vae_rate: float = 1e-3
+    vae_muon_rate: float = 4e-3  # the kernels of its convolutions
+    vae_adam_rate: float = 1e-3  # everything else
     vae_kl: float = 1e-4
     text_steps: int = 1000
     text_batch: int = 128
@@ -103,7 +104,7 @@ def _trained_vae(out: Path, settings: Settings, model: AutoencoderKLWan, device:
     model = _channels_last(model.to(device))
     for part in (model.encoder, model.quant_conv):
         part.requires_grad_(settings.start is None)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.vae_rate, betas=(0.9, 0.98), weight_decay=1e-4)
+    taught = optimizers([model], kernels(model), muon_rate=settings.vae_muon_rate, adam_rate=settings.vae_adam_rate)
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng((settings.seed, step))
@@ -121,7 +122,7 @@ def _trained_vae(out: Path, settings: Settings, model: AutoencoderKLWan, device:
     steps = Steps(out / "vae.pt", settings.vae_steps, settings.save_every, decay_from=0.4)
     # Only the norms are compiled: with torch 2.13 on a CPU, compiled convolutions take nine times as long.
     with compiled([part for part in model.modules() if isinstance(part, WanRMS_norm)], settings.compile):
-        steps.run("VAE", [model], [optimizer], loss)
+        steps.run("VAE", [model], taught, loss)
     if settings.start is None:
         _measure(model, settings, device)
     with replacing(folder) as aside:
@@ -208,7 +209,7 @@ def _trained_pipeline(out: Path, settings: Settings, pipe: WanPipeline, latents:
 
     steps = Steps(out / "teacher.pt", settings.teacher_steps, settings.save_every, DECAY_FROM, ema=settings.ema)
     rates = {"muon_rate": settings.rate * settings.muon_rate, "adam_rate": settings.rate * settings.adam_rate}
-    taught = optimizers(pipe.transformer, "blocks", [head], **rates)
+    taught = optimizers([pipe.transformer, head], matrices_in(pipe.transformer, "blocks"), **rates)
     with trained_attention([pipe.transformer], torch.device(device)):
         averages = steps.run("teacher", [pipe.transformer, head], taught, loss)
     pipe.transformer.load_state_dict(averages[0])

@@ -30,7 +30,7 @@ from fewstep.zoo.shapes.pipeline import CALL, PROMPT_TOKENS, build_pipeline
 from fewstep.zoo.shapes.reading import COLUMNS, QUESTIONS
 from fewstep.zoo.shapes.scenes import IMAGE_SIZE, SHAPES
 from fewstep.zoo.steps import Steps
-from fewstep.zoo.training import autocast, go_on_from, optimizers, same_run
+from fewstep.zoo.training import autocast, go_on_from, matrices_in, optimizers, same_run
 from fewstep.zoo.words import as_tokens, misread
 
 TEXT_ENCODERS = ("text_encoder_2", "text_encoder")  # the T5, whose tokens are read, and the CLIP
@@ -211,7 +211,7 @@ def _trained_pipeline(out: Path, settings: Settings, pipe: FluxPipeline, latents
 
     steps = Steps(out / "teacher.pt", settings.teacher_steps, settings.save_every, DECAY_FROM, ema=settings.ema)
     rates = {"muon_rate": settings.rate * settings.muon_rate, "adam_rate": settings.rate * settings.adam_rate}
-    taught = optimizers(pipe.transformer, "transformer_blocks", [head], **rates)
+    taught = optimizers([pipe.transformer, head], matrices_in(pipe.transformer, "transformer_blocks"), **rates)
     with trained_attention([pipe.transformer], torch.device(device)):
         averages = steps.run("teacher", [pipe.transformer, head], taught, loss)
     pipe.transformer.load_state_dict(averages[0])
