@@ -54,8 +54,8 @@ def test_the_recipe_makes_a_small_pipeline_that_diffusers_runs_alone(made: Path)
 def test_latents_have_the_scale_that_the_pipeline_undoes(made: Path) -> None:
     latents = np.load(made / "latents.npy").astype(np.float32)
     assert latents.shape == (TINY.scenes, *LATENT_SHAPE)
-    np.testing.assert_allclose(latents.mean((0, 2, 3, 4)), 0, atol=0.01)
-    np.testing.assert_allclose(latents.std((0, 2, 3, 4)), 1, atol=0.01)
+    np.testing.assert_allclose(latents.mean((0, 2, 3, 4)), 0, atol=0.02)
+    np.testing.assert_allclose(latents.std((0, 2, 3, 4)), 1, atol=0.02)
     vae = DiffusionPipeline.from_pretrained(made / "pipeline").vae
     clips = data.clips([3], "cpu")
     with torch.no_grad():

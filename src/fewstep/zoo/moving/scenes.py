@@ -34,7 +34,7 @@ DIRECTIONS: dict[Direction, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0)
 SPEEDS: dict[Speed, tuple[float, float]] = {"slow": (0.8, 1.1), "fast": (1.8, 2.1)}  # pixels a frame
 TEXTURES: tuple[Texture, ...] = ("graded", "wavy", "cloudy")
 
-RADII = (6.5, 7.8)  # half the extent of an object in pixels
+RADII = (7.5, 8.5)  # half the extent of an object in pixels
 APART = 4.0  # free pixels between the bands that two objects sweep
 ALONE = 0.65  # share of the scenes with one object
 AHEAD = FRAMES // 2  # frames for which every object keeps its first direction

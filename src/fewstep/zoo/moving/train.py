@@ -28,6 +28,7 @@ from fewstep.zoo.moving import data, vae
 from fewstep.zoo.moving.data import WORDINGS, Latents
 from fewstep.zoo.moving.pipeline import CALL, PROMPT_TOKENS, build_pipeline
 from fewstep.zoo.moving.reading import COLUMNS, QUESTIONS
+from fewstep.zoo.moving.scenes import FRAMES
 from fewstep.zoo.steps import Steps
 from fewstep.zoo.training import autocast, go_on_from, kernels, matrices_in, optimizers, same_run
 from fewstep.zoo.words import as_tokens, misread
@@ -35,6 +36,9 @@ from fewstep.zoo.words import as_tokens, misread
 DECAY_FROM = 0.3  # of the steps: from there on the rates fall
 NOISE_MEAN, NOISE_STD = 1.4, 1.2  # of logit(t): half of the samples are where it is decided what moves where
 MEASURED = 256  # clips whose latents tell the VAE its scale
+# The VAE learns from whole clips and from more and shorter ones in turns: frames, and times the batch. Whole clips alone
+# show it few objects.
+CROPS = ((FRAMES, 1), (5, 3))
 TIMESTEPS = 1000  # the transformer is told t times this
 
 
@@ -42,8 +46,8 @@ TIMESTEPS = 1000  # the transformer is told t times this
 class Settings:
     """One run."""
 
-    scenes: int = 32_000
-    vae_steps: int = 3000
+    scenes: int = 20_000
+    vae_steps: int = 4500
     vae_batch: int = 4
     vae_muon_rate: float = 4e-3  # the kernels of its convolutions
     vae_adam_rate: float = 1e-3  # everything else
@@ -108,7 +112,10 @@ def _trained_vae(out: Path, settings: Settings, model: AutoencoderKLWan, device:
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng((settings.seed, step))
-        clips = data.clips(rng.integers(0, settings.scenes, settings.vae_batch), device)
+        frames, more = CROPS[step % len(CROPS)]
+        clips = data.clips(rng.integers(0, settings.scenes, more * settings.vae_batch), device)
+        first = int(rng.integers(0, FRAMES - frames + 1))
+        clips = clips[:, :, first : first + frames]
         with autocast(device):
             mean, log_variance = (part.float() for part in vae.encode(model, clips))
             noise = torch.randn(mean.shape, generator=_noise(settings, step, device), device=device)
@@ -123,6 +130,7 @@ def _trained_vae(out: Path, settings: Settings, model: AutoencoderKLWan, device:
     # Only the norms are compiled: with torch 2.13 on a CPU, compiled convolutions take nine times as long.
     with compiled([part for part in model.modules() if isinstance(part, WanRMS_norm)], settings.compile):
         steps.run("VAE", [model], taught, loss)
+    model.load_state_dict({name: value.half() for name, value in model.state_dict().items()})  # as it will be stored
     if settings.start is None:
         _measure(model, settings, device)
     with replacing(folder) as aside:

@@ -1,4 +1,4 @@
-"""A whole clip through Wan's autoencoder at once, as a training step needs it.
+"""A whole clip through Wan 2.2's autoencoder at once, as a training step needs it.
 
 `AutoencoderKLWan.encode` and `decode` go through a clip in chunks of frames and carry a cache of features from one to
 the next. That saves memory and costs time. Every layer is causal, so all frames at once give the same: the layers that
