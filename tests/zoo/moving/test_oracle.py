@@ -108,7 +108,7 @@ def test_a_clip_that_is_spoilt_in_one_way_is_no_answer() -> None:
         "changes its colour": np.concatenate([clip[:8], alone(colour="green")[8:]]),
         "changes its shape": np.concatenate([clip[:6], alone(shape="ring")[6:]]),
         "fades": 0.35 * clip + 0.65 * bare,
-        "melts": ndimage.gaussian_filter(clip, (0, 3.5, 3.5, 0)),
+        "melts": ndimage.gaussian_filter(clip, (0, 5, 5, 0)),
         "slides sideways": np.stack([np.roll(frame, i // 2, axis=1) for i, frame in enumerate(clip)]),
         "flickers": np.clip(clip + 0.05 * (np.arange(17) % 2)[:, None, None, None], 0, 1),
         "is not there": bare,

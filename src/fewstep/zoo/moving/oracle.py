@@ -9,7 +9,7 @@ one shape, and its centre must move along one axis, evenly, turning round at the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,9 @@ SPECK = 12  # pixels; a smaller vivid region is noise
 HUE = 0.93  # least cosine between an object's tint and its colour's; the closest two colours are at 0.72
 MISFIT = 0.16  # most of an outline's energy that may be unexplained, the mean over the frames
 STRETCH = 1.5  # pixels by which a radius may lie outside of `RADII`
-SIZES = np.arange(RADII[0] - STRETCH, RADII[1] + STRETCH + 0.01, 0.5)  # radii that are tried
+SIZES = tuple(float(size) for size in np.arange(RADII[0] - STRETCH, RADII[1] + STRETCH + 0.01, 0.5))  # tried radii
+BLURS = (0.5, 1.0)  # of outlines, in pixels: a clip may be slightly blurred
+PATCH = 28  # pixels around an object that its outlines are compared with
 FIRST = 7  # steps from frame to frame whose sum tells the first direction
 UNEVEN = 0.5  # pixels a frame by which a step may differ from the median one
 EVEN = 12  # of the 16 steps that must not differ by more; the turn at a border is one that does, or two
@@ -199,14 +201,19 @@ def _followed(colour: Colour, regions: list[_Region], tint: Array) -> Mover:
 def _fitted(cover: Array) -> tuple[Array, Shape | None]:
     """Centres, and the shape whose outline, in one size, explains the covered pixels of all frames best."""
     middle = _middles(cover)
-    fits = {(shape, size): _misfit(cover, shape, size, middle) for shape in SHAPES for size in SIZES}
-    shape, size = min(fits, key=lambda key: fits[key])
-    centres = middle - _offset(shape, float(size))
-    return centres, shape if fits[shape, size] <= MISFIT else None
+    corner = np.round(middle).astype(int) - PATCH // 2
+    patches = _cut(cover, corner)
+    within = middle - corner.astype(np.float32)
+    fits = {
+        (shape, size, blur): _misfit(patches, _outline(shape, size, blur, within))
+        for shape, size, blur in product(SHAPES, SIZES, BLURS)
+    }
+    shape, size, _ = best = min(fits, key=lambda key: fits[key])
+    return middle - _offset(shape, size), shape if fits[best] <= MISFIT else None
 
 
-def _misfit(cover: Array, shape: Shape, size: float, middle: Array) -> float:
-    outline = _outline(shape, size, middle - _offset(shape, size))
+def _misfit(cover: Array, outline: Array) -> float:
+    """The part of an outline's energy that is left over, the mean over the frames."""
     left = ((cover - outline) ** 2).sum((1, 2))
     return float((left / (outline**2).sum((1, 2))).mean())
 
@@ -218,10 +225,18 @@ def _middles(cover: Array) -> Array:
     return np.stack([weight.sum(1) @ places, weight.sum(2) @ places], 1)
 
 
-def _outline(shape: Shape, size: float, centres: Array) -> Array:
-    """The shape in every frame, slightly blurred, (17, 64, 64)."""
-    x, y = centres.T[..., None, None]
-    return np.asarray(ndimage.gaussian_filter(coverage(shape, x, y, size), (0, 0.5, 0.5)), np.float32)
+def _cut(cover: Array, corners: NDArray[np.int_]) -> Array:
+    """The square of every frame, `PATCH` pixels wide, whose upper left corner (x, y) it is; 0 outside of the frame."""
+    padded = np.pad(cover, ((0, 0), (PATCH, PATCH), (PATCH, PATCH)))
+    starts = corners + PATCH
+    return np.stack([f[y : y + PATCH, x : x + PATCH] for f, (x, y) in zip(padded, starts, strict=True)])
+
+
+def _outline(shape: Shape, size: float, blur: float, middle: Array) -> Array:
+    """A slightly blurred shape about its centre of mass in every frame, (17, PATCH, PATCH)."""
+    x, y = (middle - _offset(shape, size)).T[..., None, None]
+    drawn = coverage(shape, x, y, size, (slice(0, PATCH), slice(0, PATCH)))
+    return np.asarray(ndimage.gaussian_filter(drawn, (0, blur, blur)), np.float32)
 
 
 def _offset(shape: Shape, size: float) -> Array:

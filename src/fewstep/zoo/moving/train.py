@@ -36,8 +36,8 @@ from fewstep.zoo.words import as_tokens, misread
 DECAY_FROM = 0.3  # of the steps: from there on the rates fall
 NOISE_MEAN, NOISE_STD = 1.4, 1.2  # of logit(t): half of the samples are where it is decided what moves where
 MEASURED = 256  # clips whose latents tell the VAE its scale
-# The VAE learns from whole clips and from more and shorter ones in turns: frames, and times the batch. Whole clips alone
-# show it few objects.
+# The VAE learns from whole clips and from more and shorter ones in turns: frames, and times the batch. Whole clips
+# alone show it few objects.
 CROPS = ((FRAMES, 1), (5, 3))
 TIMESTEPS = 1000  # the transformer is told t times this
 
@@ -141,7 +141,8 @@ def _trained_vae(out: Path, settings: Settings, model: AutoencoderKLWan, device:
 @torch.no_grad()
 def _measure(model: AutoencoderKLWan, settings: Settings, device: str) -> None:
     """Tells the VAE the mean and the deviation of each channel of its latents."""
-    parts = [range(low, low + 32) for low in range(0, min(MEASURED, settings.scenes), 32)]
+    scenes = range(min(MEASURED, settings.scenes))
+    parts = [scenes[low : low + data.ENCODED_AT_ONCE] for low in scenes[:: data.ENCODED_AT_ONCE]]
     means = torch.cat([vae.encode(model, data.clips(part, device))[0] for part in parts])
     centre, spread = means.mean((0, 2, 3, 4)), means.std((0, 2, 3, 4))
     model.register_to_config(latents_mean=centre.tolist(), latents_std=spread.tolist())
