@@ -55,7 +55,7 @@ class Settings:
     text_steps: int = 1000
     text_batch: int = 128
     text_rate: float = 1e-3
-    teacher_steps: int = 12_000
+    teacher_steps: int = 8000
     teacher_batch: int = 32
     muon_rate: float = 5e-3  # the matrices of the transformer's blocks
     adam_rate: float = 1e-3  # everything else
