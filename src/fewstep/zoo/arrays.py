@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -29,15 +29,22 @@ def made_in_parallel(
     if path.exists():
         return mapped(path)
     starts = range(0, scenes, CHUNK)
-    # Spawned, not forked: a fork of a process whose torch has threads can hang.
-    pool = ProcessPoolExecutor(mp_context=get_context("spawn"))
-    with bar() as shown, pool, replacing(path) as aside:
+    with bar() as shown, replacing(path) as aside:
         kept = np.lib.format.open_memmap(aside, mode="w+", dtype=dtype, shape=(scenes, *shape))
-        blocks = pool.map(partial(make, scenes=scenes), starts)
-        for start, block in shown.track(zip(starts, blocks, strict=True), len(starts), description=path.stem):
+        blocks = zip(starts, _blocks(partial(make, scenes=scenes), starts), strict=True)
+        for start, block in shown.track(blocks, len(starts), description=path.stem):
             kept[start : start + len(block)] = block
         kept.flush()
     return mapped(path)
+
+
+def _blocks(make: Callable[[int], NDArray[Any]], starts: range) -> Iterator[NDArray[Any]]:
+    if len(starts) == 1:  # not worth a process, whose start takes seconds
+        yield make(0)
+        return
+    # Spawned, not forked: a fork of a process whose torch has threads can hang.
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        yield from pool.map(make, starts)
 
 
 def chunk(start: int, scenes: int) -> range:

@@ -47,12 +47,12 @@ class Settings:
     """One run."""
 
     scenes: int = 20_000
-    vae_steps: int = 4500
+    vae_steps: int = 4000
     vae_batch: int = 4
     vae_muon_rate: float = 4e-3  # the kernels of its convolutions
     vae_adam_rate: float = 1e-3  # everything else
     vae_kl: float = 1e-4
-    text_steps: int = 1000
+    text_steps: int = 500
     text_batch: int = 128
     text_rate: float = 1e-3
     teacher_steps: int = 8000
