@@ -24,6 +24,7 @@ from fewstep.zoo.moving.reading import ANSWERS, reading
 from fewstep.zoo.moving.render import render
 from fewstep.zoo.moving.scenes import Ask, describe, sample_scene
 from fewstep.zoo.steps import bar
+from fewstep.zoo.training import autocast
 from fewstep.zoo.words import Tokens, as_tokens
 
 WORDINGS = 4  # prompts kept for every scene
@@ -67,8 +68,9 @@ def latents(out: Path, scenes: int, vae: AutoencoderKLWan, device: str) -> Laten
         with bar() as shown, replacing(path) as aside:
             kept = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float16, shape=(scenes, *LATENT_SHAPE))
             for low in shown.track(starts, description="latents"):
-                mean, _ = whole.encode(vae, clips(range(low, min(low + ENCODED_AT_ONCE, scenes)), device))
-                kept[low : low + len(mean)] = ((mean - centre) / spread).cpu().numpy()
+                with autocast(device):
+                    mean, _ = whole.encode(vae, clips(range(low, min(low + ENCODED_AT_ONCE, scenes)), device))
+                kept[low : low + len(mean)] = ((mean.float() - centre) / spread).cpu().numpy()
             kept.flush()
     return mapped(path)
 

@@ -104,7 +104,7 @@ def _trained_vae(out: Path, settings: Settings, model: AutoencoderKLWan, device:
     """
     folder = out / "vae"
     if folder.exists():
-        return AutoencoderKLWan.from_pretrained(folder).to(device)
+        return _channels_last(AutoencoderKLWan.from_pretrained(folder).to(device))
     model = _channels_last(model.to(device))
     for part in (model.encoder, model.quant_conv):
         part.requires_grad_(settings.start is None)
@@ -135,7 +135,7 @@ def _trained_vae(out: Path, settings: Settings, model: AutoencoderKLWan, device:
         _measure(model, settings, device)
     with replacing(folder) as aside:
         copy.deepcopy(model).half().save_pretrained(aside)
-    return AutoencoderKLWan.from_pretrained(folder).to(device)
+    return _channels_last(AutoencoderKLWan.from_pretrained(folder).to(device))
 
 
 @torch.no_grad()
