@@ -40,3 +40,17 @@ def test_it_is_torchs_muon_in_float32() -> None:
 def test_only_matrices_are_taken() -> None:
     with pytest.raises(ValueError, match="matrices"):
         Muon([torch.zeros(3, requires_grad=True)], lr=0.1)
+
+
+def test_a_kernel_is_moved_as_the_matrix_of_its_channels() -> None:
+    for rows in (4, 40):  # wide and tall
+        kernel = torch.randn(rows, 3, 3, 1, generator=torch.Generator().manual_seed(2))
+        moved = []
+        for start in (kernel, kernel.flatten(1)):
+            p = start.clone().requires_grad_(True)
+            optimizer = Muon([p], lr=0.1)
+            p.square().sum().backward()
+            optimizer.step()
+            moved.append((p.detach() - start).flatten(1))
+        assert torch.equal(moved[0], moved[1])
+        assert moved[0].abs().max() > 0.01

@@ -17,7 +17,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that pulls singular v
 
 
 class Muon(Optimizer):
-    """For matrices only, shape (rows, columns); give biases, norms and embeddings to AdamW.
+    """For matrices, shape (rows, columns), and kernels of convolutions, which are matrices of shape (channels out, all
+    else); give biases, norms and embeddings to AdamW.
 
     Args:
         lr: the rate. Times √max(1, rows / columns), or, with `like_adamw`, times 0.2·√max(rows, columns), which makes a
@@ -26,7 +27,7 @@ class Muon(Optimizer):
         weight_decay: decoupled, per unit of rate.
 
     Raises:
-        ValueError: a parameter that is no matrix.
+        ValueError: a parameter that is neither.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Muon(Optimizer):
         super().__init__(params, options)
         for group in self.param_groups:
             for p in group["params"]:
-                if p.ndim != 2:
+                if p.ndim < 2:
                     raise ValueError(f"Muon is for matrices, and a parameter has shape {tuple(p.shape)}.")
 
     @torch.no_grad()
@@ -52,12 +53,12 @@ class Muon(Optimizer):
             raise ValueError("Muon takes no closure.")
         for group in self.param_groups:
             moved = [p for p in group["params"] if p.grad is not None]
-            ways = orthogonal([self._lead(p, group["momentum"]) for p in moved])
+            ways = orthogonal([self._lead(p, group["momentum"]).flatten(1) for p in moved])
             for p, way in zip(moved, ways, strict=True):
-                rows, columns = p.shape
+                rows, columns = way.shape
                 scale = 0.2 * max(rows, columns) ** 0.5 if group["like_adamw"] else max(1.0, rows / columns) ** 0.5
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(way, alpha=-group["lr"] * scale)
+                p.add_(way.reshape(p.shape), alpha=-group["lr"] * scale)
 
     def _lead(self, p: Tensor, keep: float) -> Tensor:
         """The gradient's running mean with Nesterov's look ahead."""

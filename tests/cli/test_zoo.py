@@ -66,5 +66,16 @@ def test_training_takes_the_default_settings_unless_told(
     assert runs == [(tmp_path, settings, "cpu") for settings in asked]
 
 
+def test_each_model_is_trained_by_its_own_recipe(
+    fewstep: Fewstep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fewstep.zoo.moving import train
+
+    runs: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(train, "train", lambda *given: runs.append(given) or tmp_path / "pipeline")
+    assert fewstep("zoo", "train", "moving-shapes", "--out", tmp_path, "--device", "cpu", "--rate", 0.5).code == 0
+    assert runs == [(tmp_path, train.Settings(rate=0.5), "cpu")]
+
+
 def test_training_needs_a_device_that_is_there(fewstep: Fewstep, tmp_path: Path) -> None:
     assert "no device 'abacus'" in fewstep("zoo", "train", "shapes", "--out", tmp_path, "--device", "abacus").refusal

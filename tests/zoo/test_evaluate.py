@@ -47,6 +47,30 @@ def test_a_painter_of_one_picture_a_prompt_has_no_diversity() -> None:
     assert quality.prompt_accuracy == 1
 
 
+def test_clips_are_judged_like_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fewstep.zoo.evaluate.REAL", 48)
+    moving = task("moving-shapes")
+    asks = dict(moving.prompts(12, 0))
+
+    def animate(prompt: list[str], generator: list[torch.Generator], **call: Any) -> Any:
+        seeds = [int(torch.randint(2**31, (), generator=one)) for one in generator]
+        drawn = [moving.answering(asks[text], 1, seed)[0] for text, seed in zip(prompt, seeds, strict=True)]
+        return SimpleNamespace(frames=np.stack(drawn))
+
+    quality = evaluate(animate, moving, prompts=12, seed=0, show=False)
+    assert quality.prompt_accuracy == 1
+    assert quality.diversity == pytest.approx(1, abs=0.2)
+    still = evaluate(
+        lambda **call: SimpleNamespace(frames=animate(**call).frames[:, :1].repeat(17, 1)),
+        moving,
+        prompts=12,
+        seed=0,
+        show=False,
+    )
+    assert still.prompt_accuracy == 0
+    assert still.frechet > quality.frechet
+
+
 def test_the_call_goes_to_the_pipeline_in_batches() -> None:
     painter = Painter(0, 5)
     generate(painter, list(painter.asks), range(5), batch=2, show=False, num_inference_steps=3, negative_prompt="")

@@ -12,6 +12,7 @@ import torch
 from fewstep.errors import InputError
 from fewstep.models.manifest import Manifest
 from fewstep.zoo import registry
+from fewstep.zoo.moving import pipeline as moving
 from fewstep.zoo.shapes.pipeline import build_pipeline
 
 CALL: dict[str, Any] = {"height": 64, "width": 64, "max_sequence_length": 24, "num_inference_steps": 1}
@@ -59,6 +60,21 @@ def test_an_exported_student_runs_with_diffusers_alone_by_its_card(zoo: Path, tm
     picture = tmp_path / "picture.png"
     exec(code.replace("path/to/this/folder", str(folder)).replace("picture.png", str(picture)), {})
     assert picture.stat().st_size > 0
+
+
+def test_an_exported_video_model_runs_with_diffusers_alone_by_its_card(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    moving.build_pipeline().save_pretrained(tmp_path / "weights" / "mover")
+    call = {**moving.CALL, "num_inference_steps": 1}
+    Manifest("mover", call=call).write(tmp_path / "weights" / "mover")
+    assert "clips" in registry.info("mover", tmp_path / "weights").what
+    folder = registry.export("mover", tmp_path / "out", tmp_path / "weights")
+    card = (folder / "README.md").read_text()
+    assert "pipeline_tag: text-to-video" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    clip = tmp_path / "clip.mp4"
+    exec(code.replace("path/to/this/folder", str(folder)).replace("clip.mp4", str(clip)), {})
+    assert clip.stat().st_size > 0
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(zoo: Path, tmp_path: Path) -> None:

@@ -112,12 +112,11 @@ def _of_the_zoo(model: str) -> list[str]:
     from fewstep.models.load import resolve
 
     resolve(model)
-    from fewstep.zoo.tasks import TASKS
-
-    name = next((name for name in TASKS if model.removeprefix("zoo:").startswith(name)), None)
-    if name is None or not model.startswith("zoo:"):
+    if not model.startswith("zoo:"):
         raise InputError(f"{COMMAND} needs prompts for {model}: give --prompt at least twice.")
-    return [text for text, _ in TASKS[name].prompts(PROMPTS, seed=0)]
+    from fewstep.zoo.tasks import task_of
+
+    return [text for text, _ in task_of(model.removeprefix("zoo:")).prompts(PROMPTS, seed=0)]
 
 
 @contextmanager

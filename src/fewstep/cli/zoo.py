@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="The models that come with fewstep: list, score, export and train them.",
 )
-TRAINED = ("shapes",)  # from nothing; the others are distilled from these, with 'fewstep distill'
+# The recipes of those that are trained from nothing; the others are distilled from these, with 'fewstep distill'.
+TRAINED = {"shapes": "fewstep.zoo.shapes.train", "moving-shapes": "fewstep.zoo.moving.train"}
 Name = Annotated[str, typer.Argument(help="A zoo model, as 'fewstep zoo list' names it.", metavar="NAME")]
 
 
@@ -41,15 +43,15 @@ def eval_(
     steps: Annotated[
         int | None, typer.Option(help="Denoising steps; without it, as many as the model is made for.")
     ] = None,
-    prompts: Annotated[int, typer.Option(help="How many pictures to draw and judge.")] = 256,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same prompts and pictures.")] = 0,
+    prompts: Annotated[int, typer.Option(help="How many samples to make and judge.")] = 256,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same prompts and samples.")] = 0,
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help=RECIPE_HELP)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a zoo model: draw pictures for random prompts, and let the task's oracle judge them.
+    """Score a zoo model: make pictures or clips for random prompts, and let the task's oracle judge them.
 
-    prompt_accuracy is the share of pictures that show what was asked, frechet how far the set of pictures is from real
-    ones (0 is best; it depends on the number of prompts), diversity how much pictures of one prompt differ.
+    prompt_accuracy is the share of samples that show what was asked, frechet how far the set of samples is from real
+    ones (0 is best; it depends on the number of prompts), diversity how much samples of one prompt differ.
 
     **Example:** `fewstep zoo eval shapes-4step --steps 4 --prompts 256 --json`
     """
@@ -80,7 +82,7 @@ def train(
     name: Name,
     out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder; an interrupted run goes on from it.")],
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps; without it, the best there is.")] = None,
-    scenes: Annotated[int | None, typer.Option(help="Pictures to draw for training.")] = None,
+    scenes: Annotated[int | None, typer.Option(help="Pictures or clips to draw for training.")] = None,
     vae_steps: Annotated[int | None, typer.Option(help="Training steps of the autoencoder.")] = None,
     text_steps: Annotated[int | None, typer.Option(help="Training steps of the text encoders.")] = None,
     teacher_steps: Annotated[int | None, typer.Option(help="Training steps of the diffusion model.")] = None,
@@ -121,10 +123,8 @@ def train(
     if (model := name.removeprefix("zoo:")) not in TRAINED:
         raise InputError(bad_value("NAME", "fewstep zoo train", f"one of {', '.join(TRAINED)}", model))
     with working():
-        from fewstep.zoo.shapes.train import Settings
-        from fewstep.zoo.shapes.train import train as train_shapes
-
-        folder = train_shapes(out, Settings(**settings), device_here(device))
+        recipe = import_module(TRAINED[model])
+        folder = recipe.train(out, recipe.Settings(**settings), device_here(device))
     note(f"Trained {folder}.")
 
 
@@ -136,10 +136,10 @@ def _score(name: str, steps: int | None, prompts: int, seed: int, recipe: str | 
     from fewstep.accelerate import accelerate
     from fewstep.checkpoints.load import load
     from fewstep.zoo.evaluate import evaluate
-    from fewstep.zoo.tasks import task
+    from fewstep.zoo.tasks import task_of
 
     plan = recipe_of(recipe)
     fast = accelerate(load(f"zoo:{name}").to(device_here(None)), plan)
     call: dict[str, Any] = {} if steps is None else {"num_inference_steps": steps}
-    quality = evaluate(fast, task(name.split("-")[0]), prompts=prompts, seed=seed, **call)
+    quality = evaluate(fast, task_of(name), prompts=prompts, seed=seed, **call)
     return {"name": name, "steps": steps or own_steps, "prompts": prompts, "seed": seed, **dataclasses.asdict(quality)}

@@ -93,7 +93,7 @@ def _folder(name: str, root: Path) -> Path:
 
 def _what(manifest: Manifest) -> str:
     if manifest.teacher is None:
-        return "A teacher, trained from nothing on pictures drawn by code."
+        return f"A teacher, trained from nothing on {_medium(manifest).samples} drawn by code."
     guided = ", guidance inside" if manifest.guidance_inside else ""
     return f"A student of {manifest.teacher} for {manifest.steps} step{'s' * (manifest.steps != 1)}{guided}."
 
@@ -102,12 +102,51 @@ def _what(manifest: Manifest) -> str:
 # The model card
 
 
+@dataclass(frozen=True)
+class _Medium:
+    """What a card says of the models that make pictures, or of those that make clips."""
+
+    tag: str
+    samples: str
+    imports: str
+    prompt: str
+    made: str  # from the pipeline's output
+    saved: str
+    shown: str
+
+
+_PICTURES = _Medium(
+    tag="text-to-image",
+    samples="pictures",
+    imports="from diffusers import DiffusionPipeline",
+    prompt="a large red ring left of a small blue square",
+    made="image = pipe(...).images[0]",
+    saved='image.save("picture.png")',
+    shown="one to four simple objects on a muted background, 64×64 pixels",
+)
+_CLIPS = _Medium(
+    tag="text-to-video",
+    samples="clips",
+    imports="from diffusers import DiffusionPipeline\nfrom diffusers.utils import export_to_video",
+    prompt="a fast red ring moving left",
+    made="frames = pipe(...).frames[0]",
+    saved='export_to_video(frames, "clip.mp4", fps=8)',
+    shown="one or two simple objects that move on a still, muted background, 17 frames of 64×64 pixels",
+)
+
+
+def _medium(manifest: Manifest) -> _Medium:
+    return _CLIPS if "num_frames" in manifest.call else _PICTURES
+
+
 def _card(manifest: Manifest, pipeline: str) -> str:
-    call = "\n".join(f"    {key}={value!r}," for key, value in manifest.call.items())
+    medium = _medium(manifest)
+    arguments = [repr(medium.prompt), *(f"{key}={value!r}" for key, value in manifest.call.items())]
+    call = medium.made.replace("...", "\n" + "".join(f"    {argument},\n" for argument in arguments))
     made = "\n".join(_facts(dict(manifest.made_by))) or "- not recorded"
     return f"""---
 library_name: diffusers
-pipeline_tag: text-to-image
+pipeline_tag: {medium.tag}
 license: apache-2.0
 ---
 
@@ -117,14 +156,11 @@ license: apache-2.0
 
 ```python
 import torch
-from diffusers import DiffusionPipeline
+{medium.imports}
 
 pipe = DiffusionPipeline.from_pretrained("path/to/this/folder", dtype=torch.float32)
-image = pipe(
-    "a large red ring left of a small blue square",
 {call}
-).images[0]
-image.save("picture.png")
+{medium.saved}
 ```
 
 The arguments matter: the defaults of `{pipeline}` are those of a much larger model.
@@ -133,7 +169,7 @@ The arguments matter: the defaults of `{pipeline}` are those of a much larger mo
 
 {made}
 
-It draws what it was trained on, and nothing else: one to four simple objects on a muted background, 64×64 pixels.
+It draws what it was trained on, and nothing else: {medium.shown}.
 """
 
 

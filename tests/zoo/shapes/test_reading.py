@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.zoo.shapes.data import as_tokens
 from fewstep.zoo.shapes.pipeline import PROMPT_TOKENS, build_text_encoder_2, build_tokenizer
-from fewstep.zoo.shapes.reading import ANSWERS, COLUMNS, misread, reading
+from fewstep.zoo.shapes.reading import ANSWERS, COLUMNS, QUESTIONS, reading
 from fewstep.zoo.shapes.scenes import Ask, ThingAsk, describe, sample_prompt, sample_scene
+from fewstep.zoo.words import as_tokens, misread
 
 
 def told(words, ask):
@@ -49,9 +49,11 @@ def test_every_prompt_can_be_told() -> None:
 def test_the_right_answers_cost_nothing_and_wrong_ones_do() -> None:
     right = torch.zeros(2, len(ANSWERS), dtype=torch.long)
     sure = torch.cat([torch.tensor([100.0] + [0.0] * (len(a) - 1)) for a in ANSWERS]).expand(2, COLUMNS)
-    assert misread(sure, right) == pytest.approx(0, abs=1e-6)
-    assert misread(torch.zeros(2, COLUMNS), right) == pytest.approx(sum(np.log(len(a)) for a in ANSWERS), rel=1e-5)
-    assert misread(sure, right + 1) == pytest.approx(100 * len(ANSWERS), rel=1e-5)
+    assert misread(sure, right, QUESTIONS) == pytest.approx(0, abs=1e-6)
+    assert misread(torch.zeros(2, COLUMNS), right, QUESTIONS) == pytest.approx(
+        sum(np.log(len(a)) for a in ANSWERS), rel=1e-5
+    )
+    assert misread(sure, right + 1, QUESTIONS) == pytest.approx(100 * len(ANSWERS), rel=1e-5)
 
 
 @pytest.mark.slow
@@ -63,11 +65,11 @@ def test_the_encoder_learns_which_words_belong_together() -> None:
     optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=1e-3)
     for _ in range(400):
         asked = [describe(sample_scene(rng), rng) for _ in range(64)]
-        ids = torch.from_numpy(as_tokens(tokenizer, [text for text, _ in asked])).long()
+        ids = torch.from_numpy(as_tokens(tokenizer, [text for text, _ in asked], PROMPT_TOKENS)).long()
         right = torch.from_numpy(np.stack([reading(tokenizer.tokenize(text), ask) for text, ask in asked])).long()
         logits = head(encoder(input_ids=ids)[0])
         optimizer.zero_grad()
-        torch.autograd.backward(misread(logits, right))
+        torch.autograd.backward(misread(logits, right, QUESTIONS))
         nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
         optimizer.step()
     two = right[:, 0, 5] == 1

@@ -5,12 +5,8 @@ Scene `i` is `sample_scene(default_rng(i))`. Everything is kept in numpy files t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,19 +15,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep.files import replacing
+from fewstep.zoo.arrays import chunk, made_in_parallel, mapped
 from fewstep.zoo.shapes.layout import COLUMNS, GRID, layout
 from fewstep.zoo.shapes.pipeline import LATENT_CHANNELS, PROMPT_TOKENS, build_tokenizer
 from fewstep.zoo.shapes.reading import ANSWERS, reading
 from fewstep.zoo.shapes.render import render
 from fewstep.zoo.shapes.scenes import IMAGE_SIZE, Ask, describe, sample_scene
 from fewstep.zoo.steps import bar
+from fewstep.zoo.words import Tokens, as_tokens
 
 WORDINGS = 4  # prompts kept for every scene
-CHUNK = 1000  # scenes that one process draws at a time
+LATENTS_AT_ONCE = 100  # pictures
 
 Pixels = NDArray[np.uint8]
 Latents = NDArray[np.float16]
-Tokens = NDArray[np.int16]
 Layouts = NDArray[np.float16]
 Readings = NDArray[np.int8]
 Counts = NDArray[np.int8]
@@ -39,48 +36,33 @@ Counts = NDArray[np.int8]
 
 def pictures(out: Path, scenes: int) -> Pixels:
     """RGB, shape (scenes, 64, 64, 3)."""
-    path = out / "pictures.npy"
-    if not path.exists():
-        _in_parallel(path, _draw, scenes, (scenes, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    return _mapped(path)
+    return made_in_parallel(out / "pictures.npy", _draw, scenes, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
 
 
 def prompts(out: Path, scenes: int) -> Tokens:
     """Token ids of `WORDINGS` prompts for every scene, shape (scenes, WORDINGS, PROMPT_TOKENS)."""
-    path = out / "tokens.npy"
-    if not path.exists():
-        _in_parallel(path, _word, scenes, (scenes, WORDINGS, PROMPT_TOKENS), np.int16)
-    return _mapped(path)
+    return made_in_parallel(out / "tokens.npy", _word, scenes, (WORDINGS, PROMPT_TOKENS), np.int16)
 
 
 def readings(out: Path, scenes: int) -> Readings:
     """What every word of those prompts is about, shape (scenes, WORDINGS, PROMPT_TOKENS, 8): `reading`."""
-    path = out / "readings.npy"
-    if not path.exists():
-        _in_parallel(path, _read, scenes, (scenes, WORDINGS, PROMPT_TOKENS, len(ANSWERS)), np.int8)
-    return _mapped(path)
+    return made_in_parallel(out / "readings.npy", _read, scenes, (WORDINGS, PROMPT_TOKENS, len(ANSWERS)), np.int8)
 
 
 def layouts(out: Path, scenes: int) -> Layouts:
     """What every image token shows, shape (scenes, 64, COLUMNS): `layout`."""
-    path = out / "layouts.npy"
-    if not path.exists():
-        _in_parallel(path, _lay_out, scenes, (scenes, GRID * GRID, COLUMNS), np.float16)
-    return _mapped(path)
+    return made_in_parallel(out / "layouts.npy", _lay_out, scenes, (GRID * GRID, COLUMNS), np.float16)
 
 
 def counts(out: Path, scenes: int) -> Counts:
     """How many objects each scene holds, shape (scenes,)."""
-    path = out / "counts.npy"
-    if not path.exists():
-        _in_parallel(path, _count, scenes, (scenes,), np.int8)
-    return _mapped(path)
+    return made_in_parallel(out / "counts.npy", _count, scenes, (), np.int8)
 
 
 @torch.no_grad()
 def latents(out: Path, drawn: Pixels, vae: AutoencoderKL, device: str) -> Latents:
     """Packed latents, shape (scenes, 64, 48), shifted and scaled as the pipeline does it."""
-    path, starts = out / "latents.npy", range(0, len(drawn), CHUNK // 10)
+    path, starts = out / "latents.npy", range(0, len(drawn), LATENTS_AT_ONCE)
     if not path.exists():
         with bar() as shown, replacing(path) as aside:
             kept = np.lib.format.open_memmap(
@@ -91,7 +73,7 @@ def latents(out: Path, drawn: Pixels, vae: AutoencoderKL, device: str) -> Latent
                 packed = pack((mean - vae.config["shift_factor"]) * vae.config["scaling_factor"])
                 kept[low : low + len(packed)] = packed.cpu().numpy().astype(np.float16)
             kept.flush()
-    return _mapped(path)
+    return mapped(path)
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -107,30 +89,24 @@ def as_images(drawn: Pixels, device: str) -> Tensor:
     return images.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
 
 
-def as_tokens(tokenizer: Any, texts: list[str]) -> Tokens:
-    """Token ids, shape (texts, PROMPT_TOKENS), padded as the pipeline pads them."""
-    ids = tokenizer(texts, padding="max_length", max_length=PROMPT_TOKENS, truncation=True, return_tensors="np")
-    return np.asarray(ids.input_ids, dtype=np.int16)
-
-
 def _draw(start: int, scenes: int) -> Pixels:
-    made = [render(sample_scene(np.random.default_rng(seed))) for seed in _chunk(start, scenes)]
+    made = [render(sample_scene(np.random.default_rng(seed))) for seed in chunk(start, scenes)]
     return np.round(np.clip(made, 0, 1) * 255).astype(np.uint8)
 
 
 def _lay_out(start: int, scenes: int) -> Layouts:
-    shown = [layout(sample_scene(np.random.default_rng(seed))) for seed in _chunk(start, scenes)]
+    shown = [layout(sample_scene(np.random.default_rng(seed))) for seed in chunk(start, scenes)]
     return np.asarray(shown, dtype=np.float16)
 
 
 def _count(start: int, scenes: int) -> Counts:
-    held = [len(sample_scene(np.random.default_rng(seed)).things) for seed in _chunk(start, scenes)]
+    held = [len(sample_scene(np.random.default_rng(seed)).things) for seed in chunk(start, scenes)]
     return np.asarray(held, dtype=np.int8)
 
 
 def _word(start: int, scenes: int) -> Tokens:
     texts = [text for text, _ in _described(start, scenes)]
-    return as_tokens(build_tokenizer(), texts).reshape(-1, WORDINGS, PROMPT_TOKENS)
+    return as_tokens(build_tokenizer(), texts, PROMPT_TOKENS).reshape(-1, WORDINGS, PROMPT_TOKENS)
 
 
 def _read(start: int, scenes: int) -> Readings:
@@ -141,30 +117,6 @@ def _read(start: int, scenes: int) -> Readings:
 
 def _described(start: int, scenes: int) -> Iterator[tuple[str, Ask]]:
     """The `WORDINGS` prompts of each scene and what they ask for."""
-    for seed in _chunk(start, scenes):
+    for seed in chunk(start, scenes):
         scene = sample_scene(np.random.default_rng(seed))
         yield from (describe(scene, np.random.default_rng((seed, wording))) for wording in range(WORDINGS))
-
-
-def _chunk(start: int, scenes: int) -> range:
-    return range(start, min(start + CHUNK, scenes))
-
-
-def _in_parallel(
-    path: Path, make: Callable[..., NDArray[Any]], scenes: int, shape: tuple[int, ...], dtype: type
-) -> None:
-    """Fill the file at `path` with what `make` gives for each chunk of scenes, in as many processes as cores."""
-    starts = range(0, scenes, CHUNK)
-    # Spawned, not forked: a fork of a process whose torch has threads can hang.
-    pool = ProcessPoolExecutor(mp_context=get_context("spawn"))
-    with bar() as shown, pool, replacing(path) as aside:
-        kept = np.lib.format.open_memmap(aside, mode="w+", dtype=dtype, shape=shape)
-        blocks = pool.map(partial(make, scenes=scenes), starts)
-        for start, block in shown.track(zip(starts, blocks, strict=True), len(starts), description=path.stem):
-            kept[start : start + len(block)] = block
-        kept.flush()
-
-
-def _mapped(path: Path) -> NDArray[Any]:
-    array: NDArray[Any] = np.load(path, mmap_mode="r")
-    return array

@@ -8,15 +8,14 @@ text tokens (from a small T5 encoder) and one pooled vector (from a small CLIP).
 from __future__ import annotations
 
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from fewstep.zoo.shapes.scenes import IMAGE_SIZE, vocabulary
+from fewstep.zoo.words import word_tokenizer
 
 PROMPT_TOKENS = 24
 LATENT_CHANNELS = 12
-PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 SHIFT = 1.5  # of the sampling times: t' = s·t / (1 + (s − 1)·t)
 CALL = {  # what the pipeline's call needs, since Flux's own defaults are those of a much larger model
     "height": IMAGE_SIZE,
@@ -29,19 +28,7 @@ CALL = {  # what the pipeline's call needs, since Flux's own defaults are those 
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Words of the task's vocabulary, lower case, punctuation apart, `END` appended."""
-    words = [PAD, END, UNKNOWN, *vocabulary()]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=END,
-        unk_token=UNKNOWN,
-        model_max_length=PROMPT_TOKENS,
-    )
+    return word_tokenizer(vocabulary(), PROMPT_TOKENS)
 
 
 def build_vae() -> AutoencoderKL:

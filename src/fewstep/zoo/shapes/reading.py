@@ -9,10 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fewstep.zoo.shapes.pipeline import PROMPT_TOKENS
 from fewstep.zoo.shapes.scenes import (
@@ -41,7 +38,8 @@ ANSWERS: tuple[tuple[object, ...], ...] = (
     (None, *TONES),
     (None, *TEXTURES),
 )
-COLUMNS = sum(map(len, ANSWERS))
+QUESTIONS = tuple(map(len, ANSWERS))
+COLUMNS = sum(QUESTIONS)
 
 _TURNED: dict[Relation, Relation] = {
     "left of": "right of",
@@ -64,12 +62,6 @@ def reading(words: list[str], ask: Ask) -> NDArray[np.int8]:
         thing = min(thing + (word in _NOUNS), len(ask.things) - 1)
     rows += [_row(ask, thing)] * (PROMPT_TOKENS - len(rows))
     return np.asarray(rows[:PROMPT_TOKENS], dtype=np.int8)
-
-
-def misread(told: Tensor, right: Tensor) -> Tensor:
-    """Cross-entropy of `told`, (..., COLUMNS), to the answers `right`, (..., 8): the sum over what is asked."""
-    questions = zip(torch.split(told, [len(options) for options in ANSWERS], -1), right.unbind(-1), strict=True)
-    return sum((F.cross_entropy(t.flatten(0, -2), r.flatten()) for t, r in questions), told.new_zeros(()))
 
 
 def _row(ask: Ask, thing: int) -> list[int]:

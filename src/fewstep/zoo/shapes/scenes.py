@@ -7,15 +7,14 @@ wording and a wording carries its own `Ask`: what a picture must show to have an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 
-IMAGE_SIZE = 64
+from fewstep.zoo.english import article, pick
 
-T = TypeVar("T")
+IMAGE_SIZE = 64
 
 Shape = Literal["circle", "square", "triangle", "diamond", "ring", "cross"]
 Colour = Literal["red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink"]
@@ -128,8 +127,8 @@ def sample_scene(rng: np.random.Generator) -> Scene:
             break
     return Scene(
         things=things,
-        tone=_pick(rng, tuple(TONES)),
-        texture=_pick(rng, TEXTURES),
+        tone=pick(rng, tuple(TONES)),
+        texture=pick(rng, TEXTURES),
         seed=int(rng.integers(2**31)),
     )
 
@@ -142,14 +141,10 @@ class _Kind:
     fill: Fill
 
 
-def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    return options[int(rng.integers(len(options)))]
-
-
 def _sample_kind(rng: np.random.Generator, count: int) -> _Kind:
     large = rng.random() < (0.5 if count <= 2 else 0.15)
-    fill: Fill = "solid" if rng.random() < 0.5 else _pick(rng, FILLS[1:])
-    return _Kind(_pick(rng, SHAPES), _pick(rng, tuple(COLOURS)), "large" if large else "small", fill)
+    fill: Fill = "solid" if rng.random() < 0.5 else pick(rng, FILLS[1:])
+    return _Kind(pick(rng, SHAPES), pick(rng, tuple(COLOURS)), "large" if large else "small", fill)
 
 
 def _place(rng: np.random.Generator, kinds: list[_Kind], tries: int = 60) -> tuple[Thing, ...] | None:
@@ -212,9 +207,9 @@ def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, Ask]:
         asks = (asks[0],) * len(things)
         text = f"{NUMBERS[len(asks)]} {_noun(rng, asks[0], several=True)}"
     elif relation is not None:
-        text = f"{_article(_noun(rng, asks[0]))} {_pick(rng, RELATION_WORDS[relation])} {_article(_noun(rng, asks[1]))}"
+        text = f"{article(_noun(rng, asks[0]))} {pick(rng, RELATION_WORDS[relation])} {article(_noun(rng, asks[1]))}"
     else:
-        nouns = [_article(_noun(rng, ask)) for ask in asks]
+        nouns = [article(_noun(rng, ask)) for ask in asks]
         text = nouns[0] if len(nouns) == 1 else ", ".join(nouns[:-1]) + " and " + nouns[-1]
 
     tone, texture = None, None
@@ -222,8 +217,8 @@ def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, Ask]:
         tone = scene.tone
         texture = scene.texture if rng.random() < 0.6 else None
         ground = " ".join(word for word in (texture, tone) if word)
-        text = f"{text} on {_article(ground)} background"
-    opening = _pick(rng, OPENINGS)
+        text = f"{text} on {article(ground)} background"
+    opening = pick(rng, OPENINGS)
     if opening == "there is " and not text.startswith(("a ", "an ")):
         opening = "there are "
     return opening + text, Ask(asks, relation, tone, texture)
@@ -264,11 +259,11 @@ def _ask(rng: np.random.Generator, thing: Thing) -> ThingAsk:
 
 
 def _noun(rng: np.random.Generator, ask: ThingAsk, several: bool = False) -> str:
-    shape = _pick(rng, SHAPE_WORDS[ask.shape])
+    shape = pick(rng, SHAPE_WORDS[ask.shape])
     words = [
-        _pick(rng, SIZE_WORDS[ask.size]) if ask.size else "",
-        _pick(rng, FILL_WORDS[ask.fill]) if ask.fill else "",
-        _pick(rng, COLOUR_WORDS[ask.colour]),
+        pick(rng, SIZE_WORDS[ask.size]) if ask.size else "",
+        pick(rng, FILL_WORDS[ask.fill]) if ask.fill else "",
+        pick(rng, COLOUR_WORDS[ask.colour]),
         plural(shape) if several else shape,
     ]
     return " ".join(word for word in words if word)
@@ -276,7 +271,3 @@ def _noun(rng: np.random.Generator, ask: ThingAsk, several: bool = False) -> str
 
 def plural(noun: str) -> str:
     return PLURALS.get(noun, noun + "s")
-
-
-def _article(phrase: str) -> str:
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"

@@ -21,18 +21,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fewstep.distill.engine.precision import trained_attention
-from fewstep.errors import InputError
-from fewstep.files import read_json, replacing, write_json
-from fewstep.machine import Machine, versions
-from fewstep.models.load import load
+from fewstep.files import replacing
+from fewstep.machine import versions
 from fewstep.models.manifest import Manifest
-from fewstep.muon import Muon
 from fewstep.zoo.shapes import data
-from fewstep.zoo.shapes.data import WORDINGS, Counts, Latents, Pixels, as_images, as_tokens
+from fewstep.zoo.shapes.data import WORDINGS, Counts, Latents, Pixels, as_images
 from fewstep.zoo.shapes.pipeline import CALL, PROMPT_TOKENS, build_pipeline
-from fewstep.zoo.shapes.reading import COLUMNS, misread
+from fewstep.zoo.shapes.reading import COLUMNS, QUESTIONS
 from fewstep.zoo.shapes.scenes import IMAGE_SIZE, SHAPES
 from fewstep.zoo.steps import Steps
+from fewstep.zoo.training import autocast, go_on_from, matrices_in, optimizers, same_run
+from fewstep.zoo.words import as_tokens, misread
 
 TEXT_ENCODERS = ("text_encoder_2", "text_encoder")  # the T5, whose tokens are read, and the CLIP
 DECAY_FROM = 0.3  # of the teacher's steps: from there on the rates fall
@@ -75,20 +74,13 @@ def train(out: Path, settings: Settings = Settings(), device: str = "cpu") -> Pa
     Raises:
         InputError: `out` holds a run with other settings, or `settings.start` is no pipeline of this architecture.
     """
-    _same_run(out, settings)
+    same_run(out, settings)
     pipe = _start(settings).to(device)
     drawn = data.pictures(out, settings.scenes)
     pipe.register_modules(vae=_trained_vae(out, settings, pipe.vae, drawn, device))
     latents = data.latents(out, drawn, pipe.vae, device)
     _teach_to_read(out, settings, pipe, device)
     return _trained_pipeline(out, settings, pipe, latents, device)
-
-
-def _same_run(out: Path, settings: Settings) -> None:
-    kept, now = out / "settings.json", asdict(settings)
-    if kept.exists() and read_json(kept) != now:
-        raise InputError(f"{kept} is of a run with other settings: take another folder, or delete it to start anew.")
-    write_json(kept, now)
 
 
 def _start(settings: Settings) -> FluxPipeline:
@@ -99,15 +91,7 @@ def _start(settings: Settings) -> FluxPipeline:
         # Sharp posteriors from the start: with unit noise on them the decoder learns to ignore the latents.
         nn.init.constant_(pipe.vae.encoder.conv_out.bias[pipe.vae.config["latent_channels"] :], -6.0)
         return pipe
-    begun = load(settings.start)
-    for name, own in pipe.components.items():
-        if not isinstance(own, nn.Module) or (settings.new_text and name in TEXT_ENCODERS):
-            continue
-        sizes = {key: value.shape for key, value in own.state_dict().items()}
-        other = getattr(begun, name, None)
-        if not isinstance(other, nn.Module) or sizes != {k: v.shape for k, v in other.state_dict().items()}:
-            raise InputError(f"{settings.start} is not of the shapes architecture: its {name} differs.")
-        pipe.register_modules(**{name: other})
+    go_on_from(pipe, settings.start, fresh=TEXT_ENCODERS if settings.new_text else ())
     return pipe
 
 
@@ -127,7 +111,7 @@ def _trained_vae(out: Path, settings: Settings, vae: AutoencoderKL, drawn: Pixel
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng((settings.seed, step))
         images = as_images(drawn[np.sort(rng.integers(0, len(drawn), settings.vae_batch))], device)
-        with _autocast(device):
+        with autocast(device):
             posterior = vae.encode(images).latent_dist
             decoded = vae.decode(posterior.sample()).sample
         error, mean, log_var = decoded.float() - images, posterior.mean.float(), posterior.logvar.float()
@@ -170,7 +154,7 @@ def _teach_to_read(out: Path, settings: Settings, pipe: FluxPipeline, device: st
         right = torch.from_numpy(readings[rows, wordings]).to(device).long()
         words = of_words(pipe.text_encoder_2(input_ids=ids)[0])
         ends = of_all(pipe.text_encoder(input_ids=ids).pooler_output).unflatten(-1, (2, COLUMNS))
-        return misread(words, right) + misread(ends, right[:, [0, -1]])
+        return misread(words, right, QUESTIONS) + misread(ends, right[:, [0, -1]], QUESTIONS)
 
     trained = [*parts, of_words, of_all]
     optimizer = torch.optim.AdamW(
@@ -199,7 +183,7 @@ def _trained_pipeline(out: Path, settings: Settings, pipe: FluxPipeline, latents
     predict: Callable[..., tuple[Tensor, Tensor]] = partial(_velocity_and_middle, pipe, *_positions(device))
     if settings.compile:
         predict = torch.compile(predict)
-    empty = torch.from_numpy(as_tokens(pipe.tokenizer, [""])).to(device)
+    empty = torch.from_numpy(as_tokens(pipe.tokenizer, [""], PROMPT_TOKENS)).to(device)
     ends = ends_of_parts(data.counts(out, settings.scenes))
     head = nn.Linear(pipe.transformer.inner_dim, layouts.shape[-1]).to(device)
     seen = torch.from_numpy(layouts[:4000].astype(np.float32)).to(device)
@@ -218,7 +202,7 @@ def _trained_pipeline(out: Path, settings: Settings, pipe: FluxPipeline, latents
         t = torch.sigmoid(NOISE_STD * torch.randn(len(rows), generator=noise_rng, device=device) + NOISE_MEAN)
         strength = GHOST * torch.rand(len(rows), generator=noise_rng, device=device)
         x_t = torch.lerp(haunted(x0, shown, t, strength), noise, t[:, None, None])
-        with _autocast(device):
+        with autocast(device):
             v, middle = predict(x_t, ids, t)
             told = head(middle)
         aligned = settings.align * max(0.0, 1 - step / (DECAY_FROM * settings.teacher_steps))
@@ -226,8 +210,10 @@ def _trained_pipeline(out: Path, settings: Settings, pipe: FluxPipeline, latents
         return drawing + aligned * F.mse_loss(told.float(), (shown - centre) / spread)
 
     steps = Steps(out / "teacher.pt", settings.teacher_steps, settings.save_every, DECAY_FROM, ema=settings.ema)
+    rates = {"muon_rate": settings.rate * settings.muon_rate, "adam_rate": settings.rate * settings.adam_rate}
+    taught = optimizers([pipe.transformer, head], matrices_in(pipe.transformer, "transformer_blocks"), **rates)
     with trained_attention([pipe.transformer], torch.device(device)):
-        averages = steps.run("teacher", [pipe.transformer, head], _optimizers(pipe.transformer, head, settings), loss)
+        averages = steps.run("teacher", [pipe.transformer, head], taught, loss)
     pipe.transformer.load_state_dict(averages[0])
     with replacing(folder) as aside:
         write_pipeline(pipe.to("cpu"), aside, asdict(settings))
@@ -283,19 +269,3 @@ def _velocity_and_middle(
             return_dict=False,
         )[0]
     return v, kept[0]
-
-
-def _optimizers(transformer: nn.Module, head: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the transformer's blocks, AdamW for all else."""
-    matrices = [p for n, p in transformer.named_parameters() if "transformer_blocks" in n and p.ndim == 2]
-    chosen = {id(p) for p in matrices}
-    others = [p for part in (transformer, head) for p in part.parameters() if id(p) not in chosen]
-    return [
-        Muon(matrices, lr=settings.rate * settings.muon_rate, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=settings.rate * settings.adam_rate, betas=(0.9, 0.98), weight_decay=0.01),
-    ]
-
-
-def _autocast(device: str) -> torch.autocast:
-    """bfloat16 where the machine is quick at it."""
-    return torch.autocast(device, torch.bfloat16, enabled=Machine.detect().missing("bf16") is None)
