@@ -7,7 +7,15 @@ from fewstep.techniques.base import undo_all
 
 
 def test_the_stages_stand_in_the_order_of_the_design() -> None:
-    assert [stage.name for stage in sorted(Stage)] == ["WEIGHTS", "QUANTIZE", "SHARD", "ATTENTION", "CACHE", "COMPILE"]
+    assert [stage.name for stage in sorted(Stage)] == [
+        "WEIGHTS",
+        "QUANTIZE",
+        "SHARD",
+        "ATTENTION",
+        "CACHE",
+        "COMPILE",
+        "HOST",
+    ]
 
 
 def test_given_holds_only_what_differs_from_the_defaults() -> None:

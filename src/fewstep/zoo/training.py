@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -17,20 +16,17 @@ from fewstep.machine import Machine
 from fewstep.models.load import load
 from fewstep.muon import Muon
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
-
-def same_run(out: Path, settings: DataclassInstance) -> None:
-    """Writes the settings into the run's folder.
+def same_run(out: Path, settings: Mapping[str, Any]) -> None:
+    """Writes the settings, JSON values, into the run's folder.
 
     Raises:
         InputError: it holds a run with other settings.
     """
-    kept, now = out / "settings.json", asdict(settings)
-    if kept.exists() and read_json(kept) != now:
+    kept = out / "settings.json"
+    if kept.exists() and read_json(kept) != dict(settings):
         raise InputError(f"{kept} is of a run with other settings: take another folder, or delete it to start anew.")
-    write_json(kept, now)
+    write_json(kept, dict(settings))
 
 
 def matrices_in(transformer: nn.Module, blocks: str) -> list[Tensor]:

@@ -348,12 +348,13 @@ class TestBudget:
     def worst_held_out(self, cache: Cache, facts: dict[str, Any]) -> float:
         """What a search should find, made apart: its held-out prompts with and without a cache of that speed-up."""
         pipe, (learned, check) = pipeline(), split(cache.prompts)
-        held_out = {"prompt": check, "generator": generators(len(check), CHECK_SEED)}
-        full = self.draw(pipe, **held_out)
-        fast = accelerate(
-            pipe, Cache(target_speedup=facts["target_speedup"], prompts=(learned[0], "-", learned[1])), ABLE
-        )
-        return min(psnr_each(self.draw(fast, **held_out), full))
+
+        def held_out(of: Any) -> Any:
+            return self.draw(of, prompt=check, generator=generators(len(check), CHECK_SEED))
+
+        full = held_out(pipe)
+        same = Cache(target_speedup=facts["target_speedup"], prompts=(learned[0], "-", learned[1]))
+        return min(psnr_each(held_out(accelerate(pipe, same, ABLE)), full))
 
     def test_one_that_can_not_be_kept_names_the_nearest(self) -> None:
         fast = accelerate(pipeline(), Cache(budget={"psnr": 150}), ABLE)

@@ -76,7 +76,7 @@ def train(out: Path, settings: Settings = Settings(), device: str = "cpu") -> Pa
     Raises:
         InputError: `out` holds a run with other settings, or `settings.start` is no pipeline of this architecture.
     """
-    same_run(out, settings)
+    same_run(out, asdict(settings))
     pipe = _start(settings).to(device)
     pipe.register_modules(vae=_trained_vae(out, settings, pipe.vae, device))
     latents = data.latents(out, settings.scenes, pipe.vae, device)

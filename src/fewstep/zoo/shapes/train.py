@@ -74,7 +74,7 @@ def train(out: Path, settings: Settings = Settings(), device: str = "cpu") -> Pa
     Raises:
         InputError: `out` holds a run with other settings, or `settings.start` is no pipeline of this architecture.
     """
-    same_run(out, settings)
+    same_run(out, asdict(settings))
     pipe = _start(settings).to(device)
     drawn = data.pictures(out, settings.scenes)
     pipe.register_modules(vae=_trained_vae(out, settings, pipe.vae, drawn, device))
