@@ -27,7 +27,7 @@ def test_the_demo_has_the_rows_that_are_promised() -> None:
 def test_its_recipes_can_be_read() -> None:
     plan = demo.plan(rounds=(1, 1))
     recipes = [candidate.recipe for candidate in plan.candidates] + [(trick,) for trick in plan.growth]
-    for recipe in [*recipes, *(techniques for _, techniques in plan.finals)]:
+    for recipe in [*recipes, *((*techniques, *more) for _, techniques, more in plan.finals)]:
         assert len(Recipe.load(list(recipe)).techniques) == len(recipe)
 
 

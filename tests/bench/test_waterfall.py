@@ -51,14 +51,15 @@ def test_the_stack_grows_by_one_trick_a_row_and_leaves_out_what_does_not_help(ne
     told = Told(helpful={"a", "d"}, refused={"c"})
     kept = waterfall._grow(
         plan(new_toy, candidates=(Candidate("baseline", "baseline"), student), growth=("a", "b", "c", "d"),
-             grows_from="student", finals=(("1-step", ("other",)),)), told)  # fmt: skip
+             grows_from="student", finals=(("1-step", ("other",), ("x",)),)), told)  # fmt: skip
     assert [c.name for c in told.added] == [
-        "student + a", "student + a + b", "student + a + c", "student + a + d", "1-step + a + d",
+        "student + a", "student + a + b", "student + a + c", "student + a + d", "1-step + a + d", "1-step + a + d + x",
     ]  # fmt: skip
     assert [c.recipe for c in told.added] == [
         ("few_step", "a"), ("few_step", "a", "b"), ("few_step", "a", "c"), ("few_step", "a", "d"), ("other", "a", "d"),
+        ("other", "a", "d", "x"),
     ]  # fmt: skip
-    assert [c.grows_from for c in told.added] == ["student", *["student + a"] * 3, None]
+    assert [c.grows_from for c in told.added] == ["student", *["student + a"] * 3, None, "1-step + a + d"]
     assert kept == {"student + a": True, "student + a + b": False, "student + a + d": True}
 
 

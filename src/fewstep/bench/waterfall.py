@@ -36,7 +36,8 @@ class Plan:
     candidates: rows as they are, the baseline first. solver_steps: the steps at which the best solver is sought
     (None: not).
     growth: tricks put on `grows_from` one by one; one that does not help is shown and left out of the next rows.
-    finals: last rows, each (name, techniques), with the tricks that helped put on.
+    finals: last rows, each (name, techniques, more): the techniques with the tricks that helped put on, and then a row
+        for each of `more` put on top.
     rounds: at least, at most; each is one batch of prompts through every row.
     """
 
@@ -49,7 +50,7 @@ class Plan:
     solver_call: Mapping[str, Any] = field(default_factory=dict)
     growth: tuple[Any, ...] = ()
     grows_from: str | None = None
-    finals: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    finals: tuple[tuple[str, tuple[Any, ...], tuple[Any, ...]], ...] = ()
     task: Task | None = None
     asks: tuple[Any, ...] = ()
     batch: int = 16
@@ -72,7 +73,7 @@ class Plan:
     def steps(self) -> int:
         """How often `measure` tells what it does, at most: the length of a progress bar."""
         solvers = len(STEPS) if self.solver_steps else 0
-        rows = len(self.candidates) + solvers + len(self.growth) + len(self.finals)
+        rows = len(self.candidates) + solvers + len(self.growth) + sum(1 + len(more) for *_, more in self.finals)
         return rows * (1 + self.rounds[1] * self.side_by_side) + len(self.growth) + 2
 
     def batches(self) -> tuple[Batch, ...]:
@@ -142,9 +143,13 @@ def _grow(plan: Plan, session: Session) -> dict[str, bool]:
             kept[name] = session.helps(name, top.name)
             top = row if kept[name] else top
     helpful = top.recipe[len(base.recipe) :]
-    for name, techniques in plan.finals:
+    for name, techniques, more in plan.finals:
         full = " + ".join((name, *(label(trick) for trick in helpful)))
-        session.add(Candidate(full, "stack", recipe=(*techniques, *helpful)))
+        row = Candidate(full, "stack", recipe=(*techniques, *helpful))
+        session.add(row)
+        for trick in more:
+            row = replace(row, name=f"{row.name} + {label(trick)}", recipe=(*row.recipe, trick), grows_from=row.name)
+            session.add(row)
     return kept
 
 
