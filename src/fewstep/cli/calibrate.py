@@ -104,7 +104,8 @@ def _calibrate(
     if write is not None:
         settled.save(write)
         note(f"Wrote {write}: fewstep.accelerate(pipe, {str(write)!r}) puts it on.")
-    chosen = {"target_speedup": round(engaged.facts["target_speedup"], 3), "tried": engaged.facts["trials"]}
+    chosen = {"target_speedup": round(engaged.facts["target_speedup"], 3), "tried": dict(engaged.facts["trials"])}
+    # `tried`: how many steps were computed, and the worst held-out sample's PSNR
     return {**facts, "asked_psnr": psnr, **chosen}
 
 
