@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.calibrate.stack import StackWatch, Streams, Visit, pack, takes_apart, unpack
+from fewstep.calibrate.stack import Part, StackWatch, Streams, Visit, pack, takes_apart, unpack
 from fewstep.models.families import IMAGE_FIRST, TENSOR, TEXT_FIRST
 from fewstep.models.model import Model
 from tests.techniques.tiny import pipeline, run
@@ -171,6 +171,24 @@ def test_reusing_a_calls_own_residuals_gives_its_own_output(build: Any) -> None:
     watch.remove()
     assert "forward" not in model.__dict__
     assert torch.equal(model(**call)[0], plain)
+
+
+@pytest.mark.parametrize("return_dict", [True, False])
+@torch.no_grad()
+def test_a_whole_denoiser_gives_again_what_it_gave_whatever_was_written_into_it(return_dict: bool) -> None:
+    model, given = wan()
+    call = {**given, "timestep": torch.tensor([0.5]), "return_dict": return_dict}
+    plain = model(**call)[0]
+    replay = Replay()
+    watch = StackWatch(Model(Bare(model)), replay, Part(whole=True)).install()
+    model(**call)[0].zero_()
+    replay.on = True
+    for timestep in (0.4, 0.3):  # later steps of the same branch
+        reused = model(**{**call, "timestep": torch.tensor([timestep])})
+        assert isinstance(reused, tuple) is not return_dict
+        assert torch.equal(reused[0], plain)
+        reused[0].zero_()
+    watch.remove()
 
 
 def test_the_signal_is_the_first_blocks_modulated_input() -> None:

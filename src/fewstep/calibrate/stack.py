@@ -187,9 +187,10 @@ class StackWatch:
     def _whole(self, visit: Visit, branch: Branch[Any], run: Callable[[], Any]) -> Any:
         visit.reused = self._policy.reuse(visit, branch.state)
         if visit.reused is not None:
-            return with_first(branch.output, visit.reused[WHOLE]["hidden"])
+            # Copies, here and below: a pipeline may write into what it was given, a CUDA graph into what it gave.
+            return with_first(branch.output, visit.reused[WHOLE]["hidden"].clone())
         branch.output = run()
-        visit.residuals[WHOLE] = {"hidden": first_of(branch.output)}
+        visit.residuals[WHOLE] = {"hidden": first_of(branch.output).clone()}
         return branch.output
 
     def _blocks(self, visit: Visit, state: Any, lists: list[BlockList], run: Callable[[], Any]) -> Any:
