@@ -305,6 +305,21 @@ class TestBadInput:
             run(fast, steps=2)
 
 
+def test_a_gate_that_can_tell_nothing_says_so() -> None:
+    """Flux packs its latents, and SeaCache's filter needs them on a grid."""
+    fast = accelerate(pipeline(), Cache("seacache", threshold=9.0), ABLE)
+    with pytest.warns(RuntimeWarning, match="could foretell nothing"):
+        run(fast, steps=STEPS)
+
+
+def test_a_plan_without_gains_says_so(tmp_path: Path) -> None:
+    pipe = pipeline()
+    calibrate(pipe, {"prompt": PROMPT, **GUIDED, "num_inference_steps": 5}).save(tmp_path / "c.json")
+    fast = accelerate(pipe, Cache(calibration=str(tmp_path / "c.json")), ABLE)
+    with pytest.warns(RuntimeWarning, match="has no gains"):
+        run(fast, steps=STEPS)
+
+
 def test_quiet_when_all_is_well() -> None:
     fast = accelerate(pipeline(), LOOSE, ABLE)
     with warnings.catch_warnings():

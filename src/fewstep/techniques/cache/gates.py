@@ -42,12 +42,14 @@ class Memory:
 class Known:
     """What a calibration says about one denoiser at the noise levels of this request; nothing where there is none.
 
-    `weights` are those of a fitted forecast for each reused step of a plan, with the computed steps that they go with.
+    `computed` are the steps of a plan, `error` what it is expected to leave in the latents; `weights` are those of a
+    fitted forecast for each reused step, with the computed steps that they go with.
     """
 
     curve: Callable[[float], float] | None = None
     ratios: Sequence[float] = ()
     computed: frozenset[int] | None = None
+    error: float | None = None
     weights: Mapping[int, tuple[tuple[int, ...], Sequence[float]]] = field(default_factory=dict)
 
 
@@ -61,18 +63,15 @@ class Gate:
         signal: it looks at what the first block sees.
         calibrated: it needs a calibration.
         adds_up: the errors of a run of reused steps add up; else each counts alone.
-        syncs: numbers that it reads from the device at each step.
         front: blocks that must run before it can tell.
     """
 
     foretell: Callable[[Visit, Memory, Known], float]
-    paper: str
     blocks: bool = False
     whole: bool = False
     signal: bool = False
     calibrated: bool = False
     adds_up: bool = True
-    syncs: int = 0
     front: int = 0
 
 
@@ -92,7 +91,8 @@ def schedule(visit: Visit, memory: Memory, known: Known) -> float:
 
 
 def teacache(visit: Visit, memory: Memory, known: Known) -> float:
-    """The change of the first block's modulated input since the last step, put through a fitted curve."""
+    """The change of the first block's modulated input since the last step, put through a fitted curve
+    (2411.19108)."""
     assert visit.signal is not None
     before, memory.notes["signal"] = memory.notes.get("signal"), visit.signal
     if before is None or known.curve is None:
@@ -102,7 +102,6 @@ def teacache(visit: Visit, memory: Memory, known: Known) -> float:
 
 def first_block(visit: Visit, memory: Memory, known: Known) -> float:
     """How much what the first blocks add has changed since the last computed step."""
-    memory.notes["head"] = visit.head
     before = memory.notes.get("head when computed")
     if before is None or visit.head is None:
         return math.inf
@@ -110,7 +109,8 @@ def first_block(visit: Visit, memory: Memory, known: Known) -> float:
 
 
 def magcache(visit: Visit, memory: Memory, known: Known) -> float:
-    """How far the residual's size, by its ratios in a calibration, has moved since the last computed step."""
+    """How far the residual's size, by its ratios in a calibration, has moved since the last computed step
+    (2506.09045)."""
     if not known.ratios:
         return math.inf
     product = 1.0 if memory.run == 0 else float(memory.notes["product"])
@@ -119,7 +119,8 @@ def magcache(visit: Visit, memory: Memory, known: Known) -> float:
 
 
 def easycache(visit: Visit, memory: Memory, known: Known) -> float:
-    """The change of the input since the last step, times the rate at which the output followed it when last seen."""
+    """The change of the input since the last step, times the rate at which the output followed it when last seen
+    (2507.02860)."""
     assert visit.x is not None
     notes = memory.notes
     before, notes["x"] = notes.get("x"), visit.x
@@ -167,12 +168,12 @@ def wiener(x: Tensor, sigma: float, falloff: float = 2.0) -> Tensor:
 
 
 GATES: Mapping[str, Gate] = {
-    "never": Gate(never, "–"),
-    "always": Gate(always, "–"),
-    "schedule": Gate(schedule, "DPCache's dynamic programme", calibrated=True),
-    "teacache": Gate(teacache, "2411.19108", blocks=True, signal=True, calibrated=True, syncs=1),
-    "first_block": Gate(first_block, "ParaAttention", blocks=True, adds_up=False, syncs=1, front=1),
-    "magcache": Gate(magcache, "2506.09045", calibrated=True),
-    "easycache": Gate(easycache, "2507.02860", whole=True, syncs=1),
-    "seacache": Gate(seacache, "2602.18993", syncs=1),
+    "never": Gate(never),
+    "always": Gate(always),
+    "schedule": Gate(schedule, calibrated=True),
+    "teacache": Gate(teacache, blocks=True, signal=True, calibrated=True),
+    "first_block": Gate(first_block, blocks=True, adds_up=False, front=1),
+    "magcache": Gate(magcache, calibrated=True),
+    "easycache": Gate(easycache, whole=True),
+    "seacache": Gate(seacache),
 }

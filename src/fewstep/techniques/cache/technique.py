@@ -230,7 +230,7 @@ class Tuner:
         self._file: tuple[float, Calibration] | None = None  # when it was written, and what it says
         self._known: dict[str, Known] = {}  # of each denoiser, for the noise levels that the scheduler has now
         self._timesteps: Any = None
-        self._plans: dict[Any, tuple[Plan, Weights]] = {}
+        self._learned: dict[tuple[Any, ...], Known] = {}  # by all that it depends on, so that it is done once
         self._speedups: dict[tuple[Signature, int], float] = {}
 
     def prepare(self, call: Mapping[str, Any]) -> None:
@@ -240,6 +240,7 @@ class Tuner:
         wanted = self._last = signature(self._model, call, self._last)
         found = self._saved() or self._made.get(wanted) or self._run(wanted, call)
         differences = wanted.differences(found.signature)
+        self._engine.facts["gains"] = len(found.gains)
         self._engine.facts["calibration"] = f"not used: {'; '.join(differences)}" if differences else "fits"
         self._known = {}
         self._engine.known = (lambda visit: NOTHING) if differences else partial(self._knowledge, found)
@@ -251,7 +252,12 @@ class Tuner:
         if scheduler.timesteps is not self._timesteps:  # schedulers make new ones for each request
             self._timesteps, self._known = scheduler.timesteps, {}
         if visit.denoiser not in self._known:
-            self._known[visit.denoiser] = self._learn(calibration, visit.denoiser, sigmas_of(scheduler))
+            sigmas = sigmas_of(scheduler)
+            key = (self._last, visit.denoiser, sigmas, self._cache.target_speedup)
+            if key not in self._learned:
+                self._learned[key] = self._learn(calibration, visit.denoiser, sigmas)
+            self._known[visit.denoiser] = self._learned[key]
+            self._engine.facts["expected_error"] = self._learned[key].error
         return self._known[visit.denoiser]
 
     def _keep_budget(self, wanted: Signature, calibration: Calibration, call: Mapping[str, Any]) -> None:
@@ -285,15 +291,10 @@ class Tuner:
             self._watch.install().forget()
 
     def _learn(self, calibration: Calibration, denoiser: str, sigmas: tuple[float, ...]) -> Known:
-        steps = sigmas[:-1]
         if self._cache.gate == "schedule":
-            key = (self._last, sigmas, self._cache.target_speedup)
-            if key not in self._plans:
-                self._plans[key] = planned(calibration, sigmas, self._cache)
-            plan, weights = self._plans[key]
-            self._engine.facts["expected_error"] = plan.error
-            return Known(computed=frozenset(plan.computed), weights=weights)
-        ratios = calibration.ratios(denoiser, steps) if calibration.of("stack", denoiser) else ()
+            plan, weights = planned(calibration, sigmas, self._cache)
+            return Known(computed=frozenset(plan.computed), error=plan.error, weights=weights)
+        ratios = calibration.ratios(denoiser, sigmas[:-1]) if calibration.of("stack", denoiser) else ()
         return Known(calibration.curve(denoiser), ratios)
 
     def warnings(self) -> list[str]:
@@ -309,6 +310,11 @@ class Tuner:
             return [f"Cache computed every step: models/families.py does not say what a {kinds} returns."]
         if not facts["last_request"]:
             return ["Cache was never asked: the last call ran none of the denoisers that it is on."]
+        if facts["gate"] == "schedule" and not facts["gains"]:
+            return [
+                "Cache planned as if early errors counted no more than late ones: its calibration has no gains. "
+                "'fewstep calibrate' measures them."
+            ]
         if not reused_any(facts):
             return [f"Cache reused no step with gate '{facts['gate']}': {self._remedy()}"]
         return []
@@ -318,6 +324,8 @@ class Tuner:
             return "that one never does."
         if self._cache.gate == "schedule":
             return "there were too few steps for its 'target_speedup'."
+        if not self._engine.facts["foretold"]:
+            return "it could foretell nothing, for this model does not give what it looks at."
         return f"a 'threshold' above {self._cache.threshold}, or more steps, would."
 
     def _saved(self) -> Calibration | None:
@@ -326,7 +334,7 @@ class Tuner:
             return None
         written = Path(path).stat().st_mtime
         if self._file is None or self._file[0] != written:
-            self._file, self._plans = (written, Calibration.load(path)), {}
+            self._file, self._learned = (written, Calibration.load(path)), {}
         return self._file[1]
 
     def _run(self, wanted: Signature, call: Mapping[str, Any]) -> Calibration:

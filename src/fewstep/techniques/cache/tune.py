@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fewstep.calibrate.run import Tell, quiet
 from fewstep.errors import InputError
 
 Samples = NDArray[np.floating]  # (n, …), values in [0, 1]
@@ -51,7 +50,7 @@ def psnr_each(samples: Samples, reference: Samples) -> tuple[float, ...]:
     return tuple(float(min(CEILING, -10 * np.log10(max(square, 1e-20)))) for square in squares)
 
 
-def search(run: Callable[[int | None], Samples], total: int, budget: float, tell: Tell = quiet) -> list[Trial]:
+def search(run: Callable[[int | None], Samples], total: int, budget: float) -> list[Trial]:
     """`fewest` on a pipeline; what was tried, the best last.
 
     `run(k)` makes the held-out samples with `k` of `total` steps computed, `run(None)` with all, without a cache.
@@ -59,14 +58,9 @@ def search(run: Callable[[int | None], Samples], total: int, budget: float, tell
     Raises:
         InputError: no setting that reuses a step keeps the budget; the message has the nearest that one does.
     """
-    tell("held-out prompts in full")
     full = run(None)
 
-    def trial(computed: int) -> Trial:
-        tell(f"held-out prompts with {computed} of {total} steps computed")
-        return Trial(computed, psnr_each(run(computed), full))
-
-    best, tried = fewest(total, budget, trial)
+    best, tried = fewest(total, budget, lambda computed: Trial(computed, psnr_each(run(computed), full)))
     if best is None:
         nearest = max((one.worst for one in tried), default=0.0)
         raise InputError(
