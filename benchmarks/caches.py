@@ -41,8 +41,8 @@ from fewstep.bench.timing import interleaved, now, speedup
 from fewstep.calibrate.calibration import Calibration
 from fewstep.calibrate.run import calibrate
 from fewstep.machine import keep_freed_memory
-from fewstep.techniques.cache.technique import GAINS, generators
-from fewstep.techniques.cache.tune import psnr_each
+from fewstep.techniques.cache.budget import psnr_each
+from fewstep.techniques.cache.tuner import GAINS, generators
 from fewstep.zoo.tasks import task
 
 TARGETS = (40.0, 35.0, 30.0, 25.0)  # dB

@@ -76,8 +76,9 @@ def _calibrate(
     from fewstep.calibrate.run import calibrate as run
     from fewstep.checkpoints.load import load
     from fewstep.recipe import Recipe
-    from fewstep.techniques.cache.technique import GAINS, Cache, generators
-    from fewstep.techniques.cache.tune import split
+    from fewstep.techniques.cache.budget import split
+    from fewstep.techniques.cache.technique import Cache
+    from fewstep.techniques.cache.tuner import GAINS, generators
 
     pipe = load(model).to(device_here(None))
     pipe.set_progress_bar_config(disable=True)

@@ -19,11 +19,11 @@ from fewstep.calibrate.run import calibrate
 from fewstep.errors import InputError, RecipeError
 from fewstep.models.model import Model
 from fewstep.techniques import Cache
+from fewstep.techniques.cache.budget import Trial, fewest, psnr_each, split
 from fewstep.techniques.cache.engine import COMPUTED, REUSED
 from fewstep.techniques.cache.gates import GATES
 from fewstep.techniques.cache.presets import PRESETS
-from fewstep.techniques.cache.technique import CHECK_SEED, generators
-from fewstep.techniques.cache.tune import Trial, fewest, psnr_each, split
+from fewstep.techniques.cache.tuner import CHECK_SEED, generators
 from tests.techniques.tiny import ABLE, GUIDED, PROMPT, distance, pipeline, run, state
 
 STEPS = 8
