@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.calibrate.stack import Part, StackWatch, Streams, Visit, pack, takes_apart, unpack
+from fewstep.calibrate.stack import StackWatch, Visit
 from fewstep.models.families import IMAGE_FIRST, TENSOR, TEXT_FIRST
 from fewstep.models.model import Model
+from fewstep.models.streams import Part, Streams, pack, takes_apart, unpack
 from tests.techniques.tiny import pipeline, run
 
 

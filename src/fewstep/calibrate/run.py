@@ -13,9 +13,10 @@ from torch import Tensor
 from fewstep.calibrate.calibration import PREDICTION, Calibration, Gain, Trail
 from fewstep.calibrate.gram import gram, sampled
 from fewstep.calibrate.signature import effective_call, signature
-from fewstep.calibrate.stack import Kept, Part, StackWatch, Visit
+from fewstep.calibrate.stack import Kept, StackWatch, Visit
 from fewstep.calibrate.steps import sigma_at
 from fewstep.models.model import Model
+from fewstep.models.streams import Part
 
 Tell = Callable[[str], None]
 CALLBACKS = ("callback_on_step_end", "callback", "callback_steps")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from fewstep.calibrate.curve import relative_change
 from fewstep.models.hooks import wrapped
+from fewstep.models.streams import arguments, hidden_name
 
 # What blocks call the embedding of the time.
 TIME_EMBEDDINGS = ("temb", "timestep_proj", "timestep", "time_emb", "adaln_input", "emb", "modulation")
@@ -57,21 +57,6 @@ def change(new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> float:
     if [tensor.shape for tensor in new] != [tensor.shape for tensor in old]:
         return float("inf")
     return sum(relative_change(a, b) for a, b in zip(new, old, strict=True)) / len(new)
-
-
-def arguments(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A block's arguments by the names of its own forward."""
-    return {**dict(zip(_parameters(type(block).forward), args, strict=False)), **kwargs}
-
-
-@cache
-def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(inspect.signature(forward).parameters)[1:]
-
-
-def hidden_name(given: dict[str, Any]) -> str:
-    """Which of a block's arguments is its hidden input: the one of that name, else the first."""
-    return "hidden_states" if "hidden_states" in given else next(iter(given))
 
 
 def _spy(

@@ -19,31 +19,18 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from fewstep.calibrate.signal import Signal, arguments, hidden_name
-from fewstep.calibrate.steps import Branch, Branches, Clock, Step
-from fewstep.models.blocks import Block
-from fewstep.models.families import TENSOR, Outputs
+from fewstep.calibrate.signal import Signal
+from fewstep.calibrate.steps import Branch, Requests, Step
 from fewstep.models.hooks import Hook, Hooks, wrapped
 from fewstep.models.model import Model
+from fewstep.models.streams import ALL_BLOCKS, BlockList, Part, Streams, block_lists, pack, takes_apart, unpack
 
-Streams = dict[str, Tensor]  # "hidden", and "encoder" where the blocks pass text on -> (batch, tokens, features)
 Kept = Mapping[str, Streams]  # block list -> what it added; of a denoiser skipped as a whole WHOLE -> its output
 WHOLE = "whole"
-TIME_NAMES = ("timestep", "timesteps", "t", "sigma")
-
-
-@dataclass(frozen=True)
-class Part:
-    """What of a denoiser can be skipped: all of it (`whole`), or its blocks but the first `front` and last `back`."""
-
-    front: int = 0
-    back: int = 0
-    whole: bool = False
 
 
 @dataclass
@@ -87,59 +74,12 @@ class Policy(Protocol):
         """The part ran: `visit.residuals` are there."""
 
 
-class BlockList:
-    """One ModuleList of repeated blocks."""
-
-    def __init__(self, path: str, blocks: list[Block]) -> None:
-        self.path, self.modules = path, [block.module for block in blocks]
-        self.outputs = [block.outputs or TENSOR for block in blocks]
-        self.start, self.stop = 0, len(blocks)  # of the blocks that can be skipped
-
-    def streams(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Streams:
-        """The token streams among a block's arguments."""
-        given = arguments(self.modules[index], args, kwargs)
-        found = {"hidden": given[hidden_name(given)]}
-        if self.outputs[index].encoder is not None:
-            found["encoder"] = given["encoder_hidden_states"]
-        return found
-
-
-def takes_apart(output: Any, places: Outputs) -> bool:
-    """Whether a block's output has a tensor where its hidden stream should be."""
-    if places.hidden is None:
-        return isinstance(output, Tensor)
-    return isinstance(output, tuple) and len(output) > places.hidden and isinstance(output[places.hidden], Tensor)
-
-
-def unpack(output: Any, places: Outputs) -> Streams:
-    """The token streams in what a block returned; a stream that ends there (None) is left out."""
-    if places.hidden is None:
-        return {"hidden": output}
-    found = {"hidden": output[places.hidden]}
-    if places.encoder is not None and output[places.encoder] is not None:
-        found["encoder"] = output[places.encoder]
-    return found
-
-
-def pack(streams: Streams, places: Outputs) -> Any:
-    """The inverse of `unpack`."""
-    if places.hidden is None:
-        return streams["hidden"]
-    size = max(places.hidden, -1 if places.encoder is None else places.encoder) + 1
-    packed: list[Tensor | None] = [None] * size
-    packed[places.hidden] = streams["hidden"]
-    if places.encoder is not None:
-        packed[places.encoder] = streams.get("encoder")
-    return tuple(packed)
-
-
 class StackWatch:
     """Hooks on every denoiser of a pipeline that ask a policy, call by call, whether a part of it must run."""
 
-    def __init__(self, model: Model, policy: Policy, part: Part = Part()) -> None:
+    def __init__(self, model: Model, policy: Policy, part: Part = ALL_BLOCKS) -> None:
         self._policy, self._part = policy, part
-        self._clock = Clock(model.pipe)
-        self._branches: dict[str, Branches[Any]] = {}
+        self._requests: Requests[Any] = Requests(model.pipe, policy.start)
         self._signals: dict[str, Signal] = {}
         self.unknown: set[str] = set()  # classes of blocks that return what nothing here can take apart: never skipped
         lists = {name: [] if part.whole else block_lists(model, name, part) for name in model.denoisers}
@@ -159,8 +99,7 @@ class StackWatch:
 
     def forget(self) -> None:
         """Drop everything that belongs to the last request."""
-        self._clock.forget()
-        self._branches = {}
+        self._requests.forget()
 
     def _call(
         self,
@@ -172,12 +111,8 @@ class StackWatch:
         **kwargs: Any,
     ) -> Any:
         given = signature.bind_partial(*args, **kwargs).arguments
-        step = self._clock.read(next((given[time] for time in TIME_NAMES if time in given), 0.0))
-        if self._clock.began:
-            self._branches = {}
-        branches = self._branches.setdefault(name, Branches())
-        branch = branches.find(given, step.index, self._policy.start)
-        visit = Visit(name, branches.index(branch), step, next(iter(given.values()), None))
+        step, number, branch = self._requests.place(name, given)
+        visit = Visit(name, number, step, next(iter(given.values()), None))
         run = partial(forward, *args, **kwargs)
         output = self._whole(visit, branch, run) if self._part.whole else self._blocks(visit, branch.state, lists, run)
         if visit.reused is None and len(visit.residuals) == max(1, sum(one.start < one.stop for one in lists)):
@@ -243,18 +178,6 @@ class StackWatch:
         if denoiser not in self._signals:
             self._signals[denoiser] = Signal.learn(block, args, kwargs)
         return self._signals[denoiser](block, args, kwargs)
-
-
-def block_lists(model: Model, name: str, part: Part = Part()) -> list[BlockList]:
-    """The block lists of one denoiser, in the order of its module tree, with what of each `part` lets be skipped."""
-    groups = groupby(model.blocks(name), key=lambda block: block.path.rpartition(".")[0])
-    lists = [BlockList(path, list(blocks)) for path, blocks in groups]
-    stop, before = sum(len(one.modules) for one in lists) - part.back, 0
-    for one in lists:
-        size = len(one.modules)
-        one.start, one.stop = min(max(part.front - before, 0), size), min(max(stop - before, 0), size)
-        before += size
-    return lists
 
 
 def first_of(output: Any) -> Tensor:

@@ -20,6 +20,13 @@ State = TypeVar("State")
 # branch.
 EVERY_STEP = frozenset({"hidden_states", "sample", "latents", "x", "timestep", "timesteps", "t", "sigma", "r_timestep"})
 
+TIME_NAMES = ("timestep", "timesteps", "t", "sigma")
+
+
+def timestep_of(given: Mapping[str, Any]) -> Any:
+    """The time among the arguments of a denoiser call; 0 where it is given none."""
+    return next((given[name] for name in TIME_NAMES if name in given), 0.0)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -125,6 +132,28 @@ class Branches(Generic[State]):
     def index(self, branch: Branch[State]) -> int:
         """The place of a branch in the order of their first calls."""
         return next(i for i, known in enumerate(self._known) if known is branch)
+
+
+class Requests(Generic[State]):
+    """The guidance branches of all denoisers of a pipeline, which are forgotten when a new request begins."""
+
+    def __init__(self, pipe: Any, new: Callable[[], State]) -> None:
+        self._clock, self._new = Clock(pipe), new
+        self._branches: dict[str, Branches[State]] = {}
+
+    def place(self, denoiser: str, given: Mapping[str, Any]) -> tuple[Step, int, Branch[State]]:
+        """The step that a denoiser call with these arguments belongs to, and its branch, with its number."""
+        step = self._clock.read(timestep_of(given))
+        if self._clock.began:
+            self._branches = {}
+        branches = self._branches.setdefault(denoiser, Branches())
+        branch = branches.find(given, step.index, self._new)
+        return step, branches.index(branch), branch
+
+    def forget(self) -> None:
+        """The next call begins a request."""
+        self._clock.forget()
+        self._branches = {}
 
 
 def identical(a: Any, b: Any) -> bool:

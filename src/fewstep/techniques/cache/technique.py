@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fewstep.calibrate.calibration import Calibration
-from fewstep.calibrate.stack import Part, StackWatch, block_lists
+from fewstep.calibrate.stack import StackWatch
 from fewstep.errors import FewstepError, InputError, bad_value
 from fewstep.machine import Machine
 from fewstep.models.model import Model
+from fewstep.models.streams import Part, block_lists
 from fewstep.techniques.base import Engaged, Stage, Technique, strings
 from fewstep.techniques.cache.engine import Engine, Rules, fresh_facts, story
 from fewstep.techniques.cache.gates import GATES, easycache_learns

@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from fewstep.calibrate.stack import TIME_NAMES
-from fewstep.calibrate.steps import Clock, Step
+from fewstep.calibrate.steps import Clock, Step, timestep_of
 from fewstep.models.hooks import Hook, Hooks
 from fewstep.models.model import Model
 
@@ -73,7 +72,7 @@ class Phases:
 
     def _call(self, signature: inspect.Signature, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         given = signature.bind_partial(*args, **kwargs).arguments
-        step = self._clock.read(next((given[name] for name in TIME_NAMES if name in given), 0.0))
+        step = self._clock.read(timestep_of(given))
         quantized = not is_precise(step, self._ends)
         self._last = quantized + (0 if self._clock.began else self._last)
         self._facts["steps_quantized" if quantized else "steps_precise"] += 1

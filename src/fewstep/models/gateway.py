@@ -1,0 +1,113 @@
+"""Where a model's attention asks what to do: a gateway for each attention module, in the place of diffusers' dispatch.
+
+Each call goes to the `Pass` that the owner is doing now. For torch.compile a gateway is one opaque operation, so that a
+graph holds nothing of what is decided in it, and has no break there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import Tensor, nn
+
+Slot = tuple[str, int]  # an attention module's path, and which of its calls in one forward
+Run = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # attention of query, key, value and mask
+
+
+class Pass(Protocol):
+    """What attention does in one call of the denoiser."""
+
+    def slot(self, path: str) -> Slot:
+        """The name of the next call of the attention at `path`."""
+
+    def attend(self, slot: Slot, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, run: Run) -> Tensor:
+        """(batch, tokens, heads, features) three times -> such a one, with as many tokens as `query`."""
+
+
+class Owner(Protocol):
+    """What a gateway belongs to."""
+
+    @property
+    def doing(self) -> Pass | None:
+        """None: attention as it was."""
+
+
+class Gateway:
+    """What one attention module calls in the place of `dispatch_attention_fn`."""
+
+    def __init__(self, owner: Owner, path: str, module: nn.Module) -> None:
+        self._owner, self._path, self._module = owner, path, module
+        self.number = next(_numbers)
+        GATEWAYS[self.number] = self
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        **options: Any,
+    ) -> Tensor:
+        if torch.compiler.is_compiling():
+            answer: Tensor = attend(query, key, value, attn_mask, dropout_p, is_causal, scale, self.number)
+            return answer
+        return self.attend(
+            query, key, value, attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, **options
+        )
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Tensor:
+        def run(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+            answer: Tensor = dispatch_attention_fn(query, key, value, attn_mask=mask, **options)
+            return answer
+
+        now = self._owner.doing
+        if now is None:
+            return run(query, key, value, mask)
+        return now.attend(now.slot(self._path), query, key, value, mask, run)
+
+    @property
+    def backend(self) -> Any:
+        return getattr(self._module.processor, "_attention_backend", None)
+
+
+_numbers = count()
+GATEWAYS: WeakValueDictionary[int, Gateway] = WeakValueDictionary()
+
+
+@torch.library.custom_op("fewstep::attend", mutates_args=())
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    gateway: int,
+) -> Tensor:
+    """A gateway's attention as one opaque operation: a compiled graph holds none of what it decides."""
+    gate = GATEWAYS[gateway]
+    options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "backend": gate.backend}
+    return gate.attend(query, key, value, mask, **options).contiguous()
+
+
+@attend.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    gateway: int,
+) -> Tensor:
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))

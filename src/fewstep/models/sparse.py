@@ -1,0 +1,174 @@
+"""A transformer's blocks on some of its tokens: the others stay what they were, as keys and values for the rest.
+
+Every list of blocks gets the hidden stream of the active tokens alone and gives it back among the tokens that went in,
+so that nothing between and around the lists knows of it. Text tokens are always active. In attention the active tokens
+ask all tokens: of the others the keys and values of their last run are kept (`Kept`).
+
+What this needs to know of a model is measured on it, once: which rows of a joint sequence are the picture's, and that
+nothing but attention lets one token see another. A model that differs is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.errors import FewstepError
+from fewstep.models.dispatch import attentions, redirect
+from fewstep.models.gateway import Gateway, Pass, Slot
+from fewstep.models.hooks import wrapped
+from fewstep.models.passes import Dense, Kept, Layout, Record, Rows, Some
+from fewstep.models.streams import BlockList, arguments, hidden_name, takes_apart, unpack
+
+ALIKE = 1e-2  # of the largest number: differences below it may be the rounding of a quantized layer
+
+
+class NotSparse(FewstepError):
+    """This model's blocks can't run on some of their tokens."""
+
+
+class Sparse:
+    """The blocks of one denoiser, which run on some tokens where `run` is told so."""
+
+    def __init__(self, lists: list[BlockList]) -> None:
+        self._lists = lists
+        self._redirected: list[Callable[[], None]] = []
+        self._gateways: list[Gateway] = []
+        self.doing: Pass | None = None
+        self.layouts: dict[str, Layout] = {}  # of each list, once learned
+        self.tokens = 0  # of the picture, when that was learned
+        self.alike = False  # the samples of a batch share what is given for each token: they need the same rows
+
+    def install(self) -> Sparse:
+        for one, index, block in self._blocks() if not self._redirected else ():
+            for path, part in attentions(block):
+                gateway = Gateway(self, f"{one.path}.{index}:{path}", part)
+                self._gateways.append(gateway)
+                self._redirected.append(redirect(part, gateway))
+        return self
+
+    def remove(self) -> None:
+        while self._redirected:
+            self._redirected.pop()()
+        self._gateways.clear()
+
+    def run(self, forward: Callable[[], Any], kept: Kept, rows: Rows | None = None) -> Any:
+        """What `forward`, a call of the denoiser, returns.
+
+        Args:
+            kept: filled, and used where not all is computed.
+            rows: what to compute, on the model's device; the output holds nothing of use for other tokens. None: all.
+
+        Raises:
+            NotSparse: the model's structure does not allow it. Found out in the first call.
+        """
+        if rows is None:
+            with self._doing(Dense(kept, self.layouts)) if self.layouts else self._learning(kept):
+                return forward()
+        some = Some(kept, self.layouts, rows)
+        with ExitStack() as gates, self._doing(some):
+            for one, index, block in self._blocks():
+                gates.enter_context(wrapped(block, partial(some.block, one, index)))
+            return forward()
+
+    def _blocks(self) -> Iterator[tuple[BlockList, int, nn.Module]]:
+        return ((one, index, block) for one in self._lists for index, block in enumerate(one.modules))
+
+    @contextmanager
+    def _doing(self, what: Pass) -> Iterator[None]:
+        before, self.doing = self.doing, what
+        try:
+            yield
+        finally:
+            self.doing = before
+
+    @contextmanager
+    def _learning(self, kept: Kept) -> Iterator[None]:
+        """A dense call before each list of which its layout is found."""
+        found: dict[str, Layout] = {}
+        left: list[Tensor] = []  # what the last list gave
+
+        def first(one: BlockList, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            given = arguments(one.modules[0], args, kwargs)
+            name = hidden_name(given)
+            if not left:
+                self.tokens = given[name].shape[1]
+            at_start = stands_first(given[name], left[-1], self.tokens) if left else True
+            found[one.path] = self._probe(one, name, given, at_start)
+            self.alike = self.alike or any(_shared(value, self.tokens) for value in given.values())
+            return forward(*args, **kwargs)
+
+        def last(one: BlockList, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            if not takes_apart(output, one.outputs[-1]):
+                raise NotSparse(f"families.py does not say what a {type(one.modules[-1]).__name__} returns.")
+            hidden = unpack(output, one.outputs[-1])["hidden"]
+            left.append(hidden[:, : self.tokens] if found[one.path].hidden_first else hidden[:, -self.tokens :])
+            return output
+
+        with ExitStack() as gates, self._doing(Dense(kept, found)):
+            for one in self._lists:
+                gates.enter_context(wrapped(one.modules[0], partial(first, one)))
+                gates.enter_context(wrapped(one.modules[-1], partial(last, one)))
+            yield
+        self.layouts = found
+
+    def _probe(self, one: BlockList, name: str, given: dict[str, Any], at_start: bool) -> Layout:
+        """Run a list's first block twice, one token changed the second time and attention as it was: the keys that
+        change are that token's, and nothing else may change but its own output."""
+        block, hidden = one.modules[0], given[name]
+        row = 0 if at_start else hidden.shape[1] - self.tokens
+        changed = hidden.clone()
+        changed[:, row] = torch.linspace(-1, 1, hidden.shape[2]).to(hidden)
+        plain, other = Record(), Record()
+        with self._doing(plain):
+            before = type(block).forward(block, **given)
+        with self._doing(other):
+            other.answers = plain.outputs
+            after = type(block).forward(block, **{**given, name: changed})
+        kind = type(block).__name__
+        outputs = (unpack(output, one.outputs[0])["hidden"] for output in (before, after))
+        if rows_apart(*outputs) not in ([], [row]):
+            raise NotSparse(f"In a {kind} tokens see each other outside of attention too.")
+        first: dict[Slot, bool] = {}
+        for (path, call), keys in plain.keys.items():
+            apart, text = rows_apart(keys, other.keys[path, call]), keys.shape[1] - self.tokens
+            if apart not in ([], [0], [text]):
+                raise NotSparse(f"The keys of a {kind} are not one for each token.")
+            if apart:
+                first[path.partition(":")[2], call] = apart == [0]
+        if not first:
+            raise NotSparse(f"No attention of a {kind} sees the picture through diffusers' dispatch.")
+        return Layout(at_start, first)
+
+
+def _shared(value: Any, tokens: int) -> bool:
+    """Whether an argument of a block has (tokens, features), the same for all samples of a batch."""
+    if isinstance(value, list | tuple):
+        return any(_shared(part, tokens) for part in value)
+    return isinstance(value, Tensor) and value.ndim == 2 and value.shape[0] >= tokens
+
+
+def stands_first(hidden: Tensor, picture: Tensor, tokens: int) -> bool:
+    """Whether the picture's tokens, as the last block list left them, stand first in a stream, or last.
+
+    Raises:
+        NotSparse: they are neither.
+    """
+    if torch.equal(hidden[:, :tokens], picture):
+        return True
+    if torch.equal(hidden[:, -tokens:], picture):
+        return False
+    raise NotSparse("The model changes its tokens between its lists of blocks.")
+
+
+def rows_apart(a: Tensor, b: Tensor) -> list[int]:
+    """Which tokens of two (batch, tokens, …) differ."""
+    apart = (a.float() - b.float()).abs() > ALIKE * a.float().abs().max()
+    rows: list[int] = apart.transpose(0, 1).flatten(1).any(1).nonzero().flatten().tolist()
+    return rows

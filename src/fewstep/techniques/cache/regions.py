@@ -1,0 +1,260 @@
+"""`Regions`: at most steps only the tokens that move are computed; the others are forecast, each from its own last
+steps, and are seen by attention as they last were.
+
+Where the call has a `mask_image`, as inpainting pipelines take it, what it covers is the region.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fewstep.calibrate.stack import first_of, with_first
+from fewstep.calibrate.steps import Requests, Step
+from fewstep.errors import bad_value
+from fewstep.machine import Machine
+from fewstep.models.dispatch import attentions, dispatches
+from fewstep.models.grid import Grid, aspect_grid
+from fewstep.models.hooks import Hook, Hooks
+from fewstep.models.model import Model
+from fewstep.models.passes import Kept, Rows
+from fewstep.models.sparse import NotSparse, Sparse
+from fewstep.models.streams import block_lists
+from fewstep.techniques.base import Engaged, Stage, Technique
+from fewstep.techniques.cache.activity import Activity, begun, forecast, largest, learned, owed
+
+DENSE, SOME = "#", "o"  # one sign a step in `facts["last_request"]`
+BUCKETS = 16  # a mask's region is rounded up to a multiple of one in so many of all tokens: few shapes to compile for
+
+
+@dataclass(frozen=True)
+class Regions(Technique):
+    """Compute the tokens that move, and forecast those that stand still.
+
+    Attributes:
+        share: of the tokens, those that are computed at a step that does not compute all, in (0, 1); with a mask, what
+            it covers.
+        refresh: every so many-th step computes all, ≥ 2. The first two and the last one always do.
+        warmup: the part of the noise levels, from the highest down, at which everything is computed, in [0, 1).
+    """
+
+    name: ClassVar[str] = "regions"
+    stage: ClassVar[Stage] = Stage.CACHE
+    claims: ClassVar[frozenset[str]] = frozenset({"attention.tokens"})
+
+    share: float = 0.25
+    refresh: int = 5
+    warmup: float = 0.1
+
+    def faults(self) -> list[str]:
+        rules = {
+            "share": (_number(self.share) and 0 < self.share < 1, "in (0, 1)"),
+            "refresh": (type(self.refresh) is int and self.refresh >= 2, "a whole number, at least 2"),
+            "warmup": (_number(self.warmup) and 0 <= self.warmup < 1, "in [0, 1)"),
+        }
+        return [bad_value(name, "Regions", rule, getattr(self, name)) for name, (ok, rule) in rules.items() if not ok]
+
+    def problems(self, model: Model, machine: Machine) -> list[str]:
+        return [problem for name, module in model.denoisers.items() for problem in _unfit(model, name, module)]
+
+    def apply(self, model: Model, machine: Machine) -> Engaged:
+        watch = RegionWatch(self, model).install()
+        return Engaged(
+            self.name,
+            watch.facts,
+            watch.remove,
+            before_call=watch.before_call,
+            reset=watch.forget,
+            warnings=watch.warnings,
+        )
+
+
+def _unfit(model: Model, name: str, module: nn.Module) -> list[str]:
+    kind = type(module).__name__
+    parts = [part for block in model.blocks(name) for _, part in attentions(block.module)]
+    if not parts:
+        return [f"Regions found no repeated blocks that attend in the {name} ({kind})."]
+    if strange := {type(part.processor).__name__ for part in parts if not dispatches(part)}:
+        names = ", ".join(sorted(strange))
+        return [
+            f"Regions needs attention that goes through diffusers' dispatch; in the {name} ({kind}) {names} does not."
+        ]
+    if any(getattr(part.processor, "_parallel_config", None) is not None for part in parts):
+        return [f"Regions does not run on a {name} whose tokens are spread over devices."]
+    return []
+
+
+@dataclass
+class Memory:
+    """What one guidance branch of one request keeps."""
+
+    kept: Kept = field(default_factory=dict)
+    grid: Grid | None = None
+    known: Activity | None = None
+    seen: int = 0  # steps computed so far, in full or in part
+    since: int = 0  # of these, those since the last full one
+    highest: float = math.nan  # the noise level of the first step
+    times: Tensor | None = None  # how often each token was computed in a regional step, (batch or 1, tokens)
+
+
+class RegionWatch:
+    """Hooks on a pipeline's denoisers that choose, call by call, which tokens to compute."""
+
+    def __init__(self, regions: Regions, model: Model) -> None:
+        self._regions = regions
+        self._requests: Requests[Memory] = Requests(model.pipe, Memory)
+        self._sparse = {name: Sparse(block_lists(model, name)) for name in model.denoisers}
+        self._mask: Tensor | None = None  # (height, width), 1 where the region is
+        self._aspect: float | None = None  # of the call's picture, height to width
+        self._refused: dict[str, str] = {}
+        self._checked: set[str] = set()
+        self._memories: dict[str, Memory] = {}  # of the branches of the last request
+        self.facts: dict[str, Any] = {"share": regions.share, "steps_dense": 0, "steps_regional": 0}
+        self.facts.update(last_request={}, computed={}, grid=[])
+        self._hooks = Hooks(
+            Hook(module, partial(self._call, name, module, inspect.signature(module.forward)))
+            for name, module in model.denoisers.items()
+        )
+
+    def install(self) -> RegionWatch:
+        for sparse in self._sparse.values():
+            sparse.install()
+        self._hooks.install()
+        return self
+
+    def remove(self) -> None:
+        self._hooks.remove()
+        for sparse in self._sparse.values():
+            sparse.remove()
+        self.forget()
+
+    def forget(self) -> None:
+        self._requests.forget()
+
+    def before_call(self, call: Mapping[str, Any]) -> None:
+        self.facts.update(last_request={}, computed={})
+        self._memories = {}
+        given = call.get("mask_image")
+        self._mask = None if given is None else as_mask(given)
+        if self._mask is not None:
+            height, width = self._mask.shape
+            self._aspect = (call.get("height") or height) / (call.get("width") or width)
+
+    def warnings(self) -> list[str]:
+        for branch, memory in self._memories.items():  # told here, so that a request waits for no device
+            if memory.times is not None and memory.grid is not None:
+                self.facts["computed"][branch] = [round(x, 3) for x in memory.times.mean(0).tolist()]
+                self.facts["grid"] = list(memory.grid.shape)
+        if self._refused:
+            return [f"Regions computed everything in the {name}: {why}" for name, why in self._refused.items()]
+        if not any(SOME in signs for signs in self.facts["last_request"].values()):
+            return ["Regions computed all of every step: more steps, or a smaller 'warmup', would leave some to spare."]
+        return []
+
+    def _call(
+        self,
+        name: str,
+        module: nn.Module,
+        signature: inspect.Signature,
+        forward: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        run = partial(forward, *args, **kwargs)
+        if name in self._refused:
+            return run()
+        step, number, branch = self._requests.place(name, signature.bind_partial(*args, **kwargs).arguments)
+        memory = branch.state
+        rows = self._rows(name, memory, step)
+        try:
+            output = self._sparse[name].run(run, memory.kept, rows)
+            prediction = first_of(output)
+            memory.grid = memory.grid or self._grid(name, module, prediction)
+        except NotSparse as error:
+            self._refused[name] = str(error)
+            return run()
+        self._note(f"{name} branch {number}", memory, rows)
+        return with_first(output, self._learn(memory, step, prediction, rows))
+
+    def _grid(self, name: str, module: nn.Module, prediction: Tensor) -> Grid:
+        grid, tokens = Grid.of(module, prediction), self._sparse[name].tokens
+        if name not in self._checked and grid.tokens != tokens:
+            raise NotSparse(f"Its blocks have {tokens} tokens and its prediction {grid.tokens}.")
+        self._checked.add(name)
+        return grid
+
+    def _rows(self, name: str, memory: Memory, step: Step) -> Rows | None:
+        """What to compute at this step; None: everything."""
+        if memory.seen == 0:
+            memory.highest = step.sigma
+        warm = step.sigma > memory.highest * (1 - self._regions.warmup)
+        due = memory.since + 1 >= self._regions.refresh
+        if step.at_an_end or memory.seen < 2 or warm or due or memory.known is None or memory.grid is None:
+            return None
+        owing = owed(memory.known, step.sigma, memory.grid)
+        if self._sparse[name].alike:
+            owing = owing.amax(0, keepdim=True)
+        count = math.ceil(self._regions.share * memory.grid.tokens)
+        if self._mask is not None:
+            inside = covered(self._mask, memory.grid, self._aspect or 1.0).to(owing.device)
+            owing = torch.where(inside, owing + owing.max() + 1, owing)
+            step_size = math.ceil(memory.grid.tokens / BUCKETS)
+            count = min(math.ceil(int(inside.sum()) / step_size) * step_size, memory.grid.tokens)
+        return Rows(largest(owing, count), memory.grid.tokens)
+
+    def _learn(self, memory: Memory, step: Step, prediction: Tensor, rows: Rows | None) -> Tensor:
+        """The prediction, with forecasts for the tokens that were not computed."""
+        assert memory.grid is not None
+        tokens, computed = memory.grid.split(prediction), None
+        if memory.known is None:
+            memory.known = begun(tokens, step.sigma)
+            return prediction
+        if rows is not None:
+            computed = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+            computed.scatter_(1, rows.active.expand(len(computed), -1), True)
+            tokens = torch.where(computed[..., None], tokens, forecast(memory.known, step.sigma))
+        memory.known = learned(memory.known, tokens, computed, step.sigma)
+        return prediction if rows is None else memory.grid.join(tokens, prediction)
+
+    def _note(self, branch: str, memory: Memory, rows: Rows | None) -> None:
+        assert memory.grid is not None
+        memory.seen, memory.since = memory.seen + 1, 0 if rows is None else memory.since + 1
+        self.facts["steps_dense" if rows is None else "steps_regional"] += 1
+        told = self.facts["last_request"]
+        told[branch] = told.get(branch, "") + (DENSE if rows is None else SOME)
+        if rows is not None:
+            if memory.times is None:
+                memory.times = torch.zeros(len(rows.active), rows.tokens, device=rows.active.device)
+            memory.times.scatter_add_(1, rows.active, torch.ones_like(rows.active, dtype=memory.times.dtype))
+        self._memories[branch] = memory
+
+
+def as_mask(given: Any) -> Tensor:
+    """A mask as diffusers' pipelines take it, a PIL picture, an array or a tensor, or a list of them for a batch: 1
+    where any of them is more than half, (height, width)."""
+    parts = given if isinstance(given, list | tuple) else [given]
+    planes = [torch.as_tensor(np.asarray(part.convert("L") if hasattr(part, "convert") else part)) for part in parts]
+    tops = [plane.float() / (255 if plane.dtype == torch.uint8 else 1) for plane in planes]
+    return torch.stack([top.reshape(-1, *top.shape[-2:]).amax(0) for top in tops]).amax(0).gt(0.5).float()
+
+
+def covered(mask: Tensor, grid: Grid, aspect: float) -> Tensor:
+    """Which tokens a mask covers, with those that touch them, (tokens,)."""
+    frames, plane = (
+        (grid.shape[:-2], grid.shape[-2:]) if len(grid.shape) > 1 else ((), aspect_grid(grid.tokens, aspect))
+    )
+    tokens = nn.functional.adaptive_max_pool2d(mask[None, None], plane)
+    wide = nn.functional.max_pool2d(tokens, 3, stride=1, padding=1)[0, 0] > 0
+    return wide.expand(*frames, *plane).reshape(-1)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
