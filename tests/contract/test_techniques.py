@@ -15,7 +15,7 @@ from fewstep.accelerate import accelerate
 from fewstep.errors import RecipeError
 from fewstep.models.model import Model
 from fewstep.recipe import Recipe
-from fewstep.techniques import TECHNIQUES, Cache, Compile, FewStep, Host, Precision, Quantize, Technique
+from fewstep.techniques import TECHNIQUES, Cache, Compile, FewStep, Host, Precision, Quantize, Regions, Technique
 from tests.techniques.tiny import ABLE, BARE, distance, no_codegen, pipeline, run, state, student_folder
 
 STEPS = 5
@@ -24,11 +24,20 @@ COUNTER = {
     "few_step": "modules",
     "precision": "components",
     "quantize": "layers_quantized",
+    "regions": "steps_regional",
     "cache": "steps_reused",
     "compile": "graphs",
     "host": "answered",
 }
-BOUND = {"few_step": 1e-6, "precision": 0.05, "quantize": 0.02, "cache": 0.2, "compile": 1e-5, "host": 0.0}
+BOUND = {
+    "few_step": 1e-6,
+    "precision": 0.05,
+    "quantize": 0.02,
+    "regions": 0.1,
+    "cache": 0.2,
+    "compile": 1e-5,
+    "host": 0.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +48,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Technique]:
         "few_step": FewStep(str(student)),
         "precision": Precision(),
         "quantize": Quantize(min_features=32),
+        "regions": Regions(),
         "cache": Cache(),
         "compile": Compile(),
         "host": Host(),

@@ -7,6 +7,7 @@ carries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -85,10 +86,11 @@ class Clock:
 def sigma_at(scheduler: Any, index: int) -> float:
     """The noise level of a step: the scheduler's sigma, or that of its alphas_cumprod; nan when it has neither."""
     if (sigmas := getattr(scheduler, "sigmas", None)) is not None and len(sigmas) > index:
-        return float(sigmas[index])
+        sigma = float(sigmas[index])
+        return 1 - sigma if scheduler.config.get("invert_sigmas") else sigma  # Mochi counts up, from noise to data
     if (alphas := getattr(scheduler, "alphas_cumprod", None)) is not None:
         alpha = float(alphas[int(scheduler.timesteps[index])])
-        return float(((1 - alpha) / alpha) ** 0.5)
+        return ((1 - alpha) / alpha) ** 0.5 if alpha else math.inf  # schedules of zero terminal SNR begin there
     return float("nan")
 
 

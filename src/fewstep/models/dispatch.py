@@ -1,8 +1,9 @@
 """The attention of diffusers' modules sent through a function of ours, and nothing of diffusers patched.
 
-An attention module of diffusers has a *processor*, whose call ends in `dispatch_attention_fn(query, key, value, …)`, a
-name it finds in its own file. A processor of the same class, with the same state, whose call finds another function
-under that name takes its place on one module; the other modules of that class never notice.
+An attention module of diffusers has a *processor*, whose call ends in `dispatch_attention_fn(query, key, value, …)`, or
+in older ones in `F.scaled_dot_product_attention`: names that it finds in its own file. A processor of the same class,
+with the same state, whose call finds another function under that name takes its place on one module; the other modules
+of that class never notice.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
+import torch.nn.functional as F
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
-Attend = Callable[..., Tensor]  # like dispatch_attention_fn: (batch, tokens, heads, features), three times -> one
-DISPATCH = "dispatch_attention_fn"
+Attention = Callable[..., Tensor]
+"""(query, key, value, attn_mask=None, …), (batch, tokens, heads, features) three times -> such a one."""
+
+DISPATCH, PLAIN = "dispatch_attention_fn", "scaled_dot_product_attention"
 
 
 def attentions(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -24,23 +29,53 @@ def attentions(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((path, part) for path, part in module.named_modules() if callable(getattr(part, "processor", None)))
 
 
-def dispatches(attention: nn.Module) -> bool:
-    """Whether its processor's own call goes through diffusers' dispatch, as all newer ones do."""
+def attention_of(attention: nn.Module) -> Attention | None:
+    """What a module's processor attends with; None where that is not found in its own call."""
     call = type(attention.processor).__call__
-    return isinstance(call, FunctionType) and DISPATCH in call.__code__.co_names and DISPATCH in call.__globals__
+    if not isinstance(call, FunctionType):
+        return None
+    if DISPATCH in call.__code__.co_names and DISPATCH in call.__globals__:
+        found: Attention = dispatch_attention_fn
+        return found
+    if PLAIN in call.__code__.co_names and call.__globals__.get("F") is F:
+        return plain_attention
+    return None
 
 
-def redirect(attention: nn.Module, attend: Attend) -> Callable[[], None]:
-    """Let a module attend through `attend`, which is called like `dispatch_attention_fn`. Returns what undoes it.
+def plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
+) -> Tensor:
+    """torch's own attention, in the order of axes of diffusers' dispatch."""
+    q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, **options).transpose(1, 2)
+
+
+def redirect(attention: nn.Module, attend: Attention) -> Callable[[], None]:
+    """Let a module whose `attention_of` is known attend through `attend`. Returns what undoes it.
 
     The two processors share their state: a backend that is set on one is set on the other.
     """
     plain: Any = attention.processor
     kind = type(plain)
     call = kind.__call__
-    own = FunctionType(call.__code__, {**call.__globals__, DISPATCH: attend}, call.__name__, None, call.__closure__)
+    found = {DISPATCH: attend} if attention_of(attention) is dispatch_attention_fn else {"F": _functional(attend)}
+    own = FunctionType(call.__code__, {**call.__globals__, **found}, call.__name__, None, call.__closure__)
     own.__defaults__, own.__kwdefaults__ = call.__defaults__, call.__kwdefaults__
     twin: Any = object.__new__(type(kind.__name__, (kind,), {"__call__": functools.update_wrapper(own, call)}))
     twin.__dict__ = plain.__dict__
     attention.processor = twin
     return partial(setattr, attention, "processor", plain)
+
+
+def _functional(attend: Attention) -> ModuleType:
+    """torch.nn.functional with another attention."""
+
+    def heads_first(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        tokens_first = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        return attend(*tokens_first, attn_mask=attn_mask, **options).transpose(1, 2)
+
+    module = ModuleType(F.__name__)
+    module.__dict__.update({**vars(F), PLAIN: heads_first})
+    return module

@@ -37,11 +37,13 @@ class Family:
         block_lists: paths of the ModuleLists of the main stream, in running order; empty: found from the tree.
         outputs: block class name -> what its forward returns.
         keep: substrings of layer paths that must stay in full precision, although inside a block.
+        frames_first: latents are (batch, frames, channels, height, width), where others have channels before frames.
     """
 
     block_lists: tuple[str, ...] = ()
     outputs: tuple[tuple[str, Outputs], ...] = ()
     keep: tuple[str, ...] = MODULATION
+    frames_first: bool = False
 
 
 DEFAULT = Family()
@@ -64,7 +66,9 @@ FAMILIES: dict[str, Family] = {
     "QwenImageTransformer2DModel": Family(
         ("transformer_blocks",), (("QwenImageTransformerBlock", TEXT_FIRST),), (*MODULATION, "img_mod", "txt_mod")
     ),
-    "CogVideoXTransformer3DModel": Family(("transformer_blocks",), (("CogVideoXBlock", IMAGE_FIRST),)),
+    "CogVideoXTransformer3DModel": Family(
+        ("transformer_blocks",), (("CogVideoXBlock", IMAGE_FIRST),), frames_first=True
+    ),
     "HunyuanVideoTransformer3DModel": Family(
         DOUBLE_SINGLE,
         (

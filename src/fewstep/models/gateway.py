@@ -15,6 +15,8 @@ import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
+from fewstep.models.dispatch import attention_of
+
 Slot = tuple[str, int]  # an attention module's path, and which of its calls in one forward
 Run = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # attention of query, key, value and mask
 
@@ -26,7 +28,7 @@ class Pass(Protocol):
         """The name of the next call of the attention at `path`."""
 
     def attend(self, slot: Slot, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, run: Run) -> Tensor:
-        """(batch, tokens, heads, features) three times -> such a one, with as many tokens as `query`."""
+        """(batch, tokens, heads, features), three times -> one, with as many tokens as `query`."""
 
 
 class Owner(Protocol):
@@ -38,10 +40,12 @@ class Owner(Protocol):
 
 
 class Gateway:
-    """What one attention module calls in the place of `dispatch_attention_fn`."""
+    """What one attention module calls in the place of its own attention, with the same arguments."""
 
     def __init__(self, owner: Owner, path: str, module: nn.Module) -> None:
-        self._owner, self._path, self._module = owner, path, module
+        attention = attention_of(module)
+        assert attention is not None
+        self._owner, self._path, self._module, self._attention = owner, path, module, attention
         self.number = next(_numbers)
         GATEWAYS[self.number] = self
 
@@ -54,28 +58,30 @@ class Gateway:
         dropout_p: float = 0.0,
         is_causal: bool = False,
         scale: float | None = None,
-        **options: Any,
+        enable_gqa: bool = False,
+        **others: Any,
     ) -> Tensor:
-        if torch.compiler.is_compiling():
-            answer: Tensor = attend(query, key, value, attn_mask, dropout_p, is_causal, scale, self.number)
+        if torch.compiler.is_compiling():  # the others are read when the operation runs
+            numbers = (dropout_p, is_causal, scale, enable_gqa)
+            answer: Tensor = attend(query, key, value, attn_mask, *numbers, self.number)
             return answer
-        return self.attend(
-            query, key, value, attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, **options
-        )
+        numbered = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+        return self.attend(query, key, value, attn_mask, {**numbered, **others})
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Tensor:
         def run(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-            answer: Tensor = dispatch_attention_fn(query, key, value, attn_mask=mask, **options)
-            return answer
+            return self._attention(query, key, value, attn_mask=mask, **options)
 
         now = self._owner.doing
         if now is None:
             return run(query, key, value, mask)
         return now.attend(now.slot(self._path), query, key, value, mask, run)
 
-    @property
-    def backend(self) -> Any:
-        return getattr(self._module.processor, "_attention_backend", None)
+    def others(self) -> dict[str, Any]:
+        """What its processor tells the dispatch besides."""
+        if self._attention is not dispatch_attention_fn:
+            return {}
+        return {"backend": getattr(self._module.processor, "_attention_backend", None)}
 
 
 _numbers = count()
@@ -91,12 +97,13 @@ def attend(
     dropout_p: float,
     is_causal: bool,
     scale: float | None,
+    enable_gqa: bool,
     gateway: int,
 ) -> Tensor:
-    """A gateway's attention as one opaque operation: a compiled graph holds none of what it decides."""
+    """A gateway's attention as one operation."""
     gate = GATEWAYS[gateway]
-    options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "backend": gate.backend}
-    return gate.attend(query, key, value, mask, **options).contiguous()
+    options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    return gate.attend(query, key, value, mask, {**options, **gate.others()}).contiguous()
 
 
 @attend.register_fake
@@ -108,6 +115,7 @@ def _(
     dropout_p: float,
     is_causal: bool,
     scale: float | None,
+    enable_gqa: bool,
     gateway: int,
 ) -> Tensor:
     return query.new_empty((*query.shape[:-1], value.shape[-1]))

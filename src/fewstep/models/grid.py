@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.models.families import family
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -18,10 +20,12 @@ class Grid:
         shape: their numbers along (frames,) height and width; one number where the prediction comes as tokens, whose
             places are then not told.
         patch: how many latent pixels a token has along each of these; all 1 where the prediction comes as tokens.
+        frames_first: latents have their frames before their channels.
     """
 
     shape: tuple[int, ...]
     patch: tuple[int, ...]
+    frames_first: bool = False
 
     @classmethod
     def of(cls, denoiser: nn.Module, prediction: Tensor) -> Grid:
@@ -31,9 +35,10 @@ class Grid:
         """
         if prediction.ndim == 3:
             return cls((prediction.shape[1],), (1,))
-        sizes = prediction.shape[2:]
+        frames_first = prediction.ndim == 5 and family(type(denoiser).__name__).frames_first
+        sizes = prediction.movedim(2, 1).shape[2:] if frames_first else prediction.shape[2:]
         patch = patch_of(getattr(denoiser, "config", {}), len(sizes))
-        return cls(tuple(size // side for size, side in zip(sizes, patch, strict=True)), patch)
+        return cls(tuple(size // side for size, side in zip(sizes, patch, strict=True)), patch, frames_first)
 
     @property
     def tokens(self) -> int:
@@ -43,21 +48,23 @@ class Grid:
         """A prediction as tokens, (batch, tokens, features), in the order of the transformer's own."""
         if prediction.ndim == 3:
             return prediction
-        batch, channels = prediction.shape[:2]
+        latents = prediction.movedim(2, 1) if self.frames_first else prediction
         sides = [side for pair in zip(self.shape, self.patch, strict=True) for side in pair]
-        parts = prediction.reshape(batch, channels, *sides)
+        parts = latents.reshape(*latents.shape[:2], *sides)
         axes = range(len(self.shape))
         parts = parts.permute(0, *(2 + 2 * axis for axis in axes), 1, *(3 + 2 * axis for axis in axes))
-        return parts.reshape(batch, self.tokens, -1)
+        return parts.reshape(len(latents), self.tokens, -1)
 
-    def join(self, tokens: Tensor, like: Tensor) -> Tensor:
-        """The inverse of `split`, for a prediction of the shape of `like`."""
-        if like.ndim == 3:
+    def join(self, tokens: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        if len(self.shape) == 1:
             return tokens
-        dims = len(self.shape)
-        parts = tokens.reshape(tokens.shape[0], *self.shape, -1, *self.patch)
-        order = [side for axis in range(dims) for side in (1 + axis, 2 + dims + axis)]
-        return parts.permute(0, 1 + dims, *order).reshape(like.shape)
+        axes = range(len(self.shape))
+        parts = tokens.reshape(len(tokens), *self.shape, -1, *self.patch)
+        order = [side for axis in axes for side in (1 + axis, 2 + len(axes) + axis)]
+        sizes = [size * side for size, side in zip(self.shape, self.patch, strict=True)]
+        latents = parts.permute(0, 1 + len(axes), *order).reshape(len(tokens), -1, *sizes)
+        return latents.movedim(1, 2) if self.frames_first else latents
 
     def with_neighbours(self, values: Tensor) -> Tensor:
         """The largest of each token's own value, (batch, tokens), and those of the tokens that touch it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,14 +59,14 @@ class Counting:
 
 @dataclass
 class Record(Counting):
-    """Notes the keys and the outputs of every attention; `answers` are given in the place of its own outputs."""
+    """Notes what every attention sees and says; `answers` are given in the place of its own outputs."""
 
-    keys: dict[Slot, Tensor] = field(default_factory=dict)
+    kept: Kept = field(default_factory=dict)
     outputs: dict[Slot, Tensor] = field(default_factory=dict)
     answers: dict[Slot, Tensor] = field(default_factory=dict)
 
     def attend(self, slot: Slot, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, run: Run) -> Tensor:
-        self.keys[slot] = key
+        self.kept[slot] = (key, value)
         self.outputs[slot] = self.answers[slot] if slot in self.answers else run(query, key, value, mask)
         return self.outputs[slot]
 
@@ -143,24 +143,23 @@ class Some(Dense):
         return {**keys, length: layout.hidden_first, self.rows.tokens: True}
 
     def _take(self, value: Any, sequences: dict[int, bool]) -> Any:
-        """The active rows of what has one for each token, like rotary embeddings, (tokens, features) or
-        (batch, tokens, …)."""
+        """The active rows of what has one for each token, like rotary embeddings."""
         if isinstance(value, list | tuple):
             return type(value)(self._take(part, sequences) for part in value)
-        if not isinstance(value, Tensor) or value.ndim < 2:
-            return value
-        length = value.shape[token_axis(value)]
-        if length not in sequences:
+        if not isinstance(value, Tensor) or (axis := token_axis(value, sequences)) is None:
             return value
         if id(value) not in self.taken:  # every block is given the same ones
+            length = value.shape[axis]
             rows = self.rows.of(length, sequences[length])
-            self.taken[id(value)] = (value, value[rows[0]] if value.ndim == 2 else take(value, rows))
+            self.taken[id(value)] = (value, value[rows[0]] if axis == 0 else take(value, rows))
         return self.taken[id(value)][1]
 
 
-def token_axis(value: Tensor) -> int:
-    """Where a tensor that has something for each token has its tokens: (tokens, features) or (batch, tokens, …)."""
-    return 0 if value.ndim == 2 else 1
+def token_axis(value: Tensor, lengths: Container[int]) -> int | None:
+    """The axis along which a tensor has something for each token of a sequence: 1, or 0 where all samples of a batch
+    share it, as (tokens, features). None: it has no axis of such a length."""
+    axes = (0,) if value.ndim == 2 else (1, 0) if value.ndim > 2 else ()
+    return next((axis for axis in axes if value.shape[axis] in lengths), None)
 
 
 def take(tensor: Tensor, rows: Tensor) -> Tensor:

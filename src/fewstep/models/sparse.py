@@ -10,7 +10,7 @@ nothing but attention lets one token see another. A model that differs is refuse
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from fewstep.errors import FewstepError
 from fewstep.models.dispatch import attentions, redirect
 from fewstep.models.gateway import Gateway, Pass, Slot
 from fewstep.models.hooks import wrapped
-from fewstep.models.passes import Dense, Kept, Layout, Record, Rows, Some
+from fewstep.models.passes import Dense, Kept, Layout, Record, Rows, Some, take, token_axis
 from fewstep.models.streams import BlockList, arguments, hidden_name, takes_apart, unpack
 
 ALIKE = 1e-2  # of the largest number: differences below it may be the rounding of a quantized layer
@@ -100,7 +100,6 @@ class Sparse:
                 self.tokens = given[name].shape[1]
             at_start = stands_first(given[name], left[-1], self.tokens) if left else True
             found[one.path] = self._probe(one, name, given, at_start)
-            self.alike = self.alike or any(_shared(value, self.tokens) for value in given.values())
             return forward(*args, **kwargs)
 
         def last(one: BlockList, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -122,36 +121,56 @@ class Sparse:
         """Run a list's first block twice, one token changed the second time and attention as it was: the keys that
         change are that token's, and nothing else may change but its own output."""
         block, hidden = one.modules[0], given[name]
+        kind, run = type(block).__name__, partial(type(block).forward, block)
         row = 0 if at_start else hidden.shape[1] - self.tokens
         changed = hidden.clone()
         changed[:, row] = torch.linspace(-1, 1, hidden.shape[2]).to(hidden)
         plain, other = Record(), Record()
         with self._doing(plain):
-            before = type(block).forward(block, **given)
+            before = run(**given)
         with self._doing(other):
             other.answers = plain.outputs
-            after = type(block).forward(block, **{**given, name: changed})
-        kind = type(block).__name__
-        outputs = (unpack(output, one.outputs[0])["hidden"] for output in (before, after))
-        if rows_apart(*outputs) not in ([], [row]):
+            after = run(**{**given, name: changed})
+        if rows_apart(*(unpack(output, one.outputs[0])["hidden"] for output in (before, after))) not in ([], [row]):
             raise NotSparse(f"In a {kind} tokens see each other outside of attention too.")
         first: dict[Slot, bool] = {}
-        for (path, call), keys in plain.keys.items():
-            apart, text = rows_apart(keys, other.keys[path, call]), keys.shape[1] - self.tokens
+        for (path, call), (keys, _) in plain.kept.items():
+            apart, text = rows_apart(keys, other.kept[path, call][0]), keys.shape[1] - self.tokens
             if apart not in ([], [0], [text]):
                 raise NotSparse(f"The keys of a {kind} are not one for each token.")
             if apart:
                 first[path.partition(":")[2], call] = apart == [0]
         if not first:
-            raise NotSparse(f"No attention of a {kind} sees the picture through diffusers' dispatch.")
-        return Layout(at_start, first)
+            raise NotSparse(f"No attention of a {kind} has the picture's tokens as its keys.")
+        lengths = {self.tokens, hidden.shape[1], *(keys.shape[1] for keys, _ in plain.kept.values())}
+        self.alike = self.alike or any(_shared(value, lengths) for value in given.values())
+        return self._tried(one, given, Layout(at_start, first), plain, before)
+
+    def _tried(self, one: BlockList, given: dict[str, Any], layout: Layout, plain: Record, before: Any) -> Layout:
+        """The layout, when every other token alone comes out of the block as it did with all."""
+        block, places = one.modules[0], one.outputs[0]
+        active = torch.arange(0, self.tokens, 2, device=given[hidden_name(given)].device)[None]
+        copies = {slot: (key.clone(), value.clone()) for slot, (key, value) in plain.kept.items()}
+        some = Some(copies, {one.path: layout}, Rows(active, self.tokens))
+        kind = type(block).__name__
+        try:
+            with self._doing(some):
+                output = some.block(one, 0, partial(type(block).forward, block), **given)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise NotSparse(f"A {kind} does not run on some of its tokens: {error}") from error
+        rows = some.rows.of(given[hidden_name(given)].shape[1], layout.hidden_first)
+        whole, part = (unpack(out, places)["hidden"] for out in (before, output))
+        part = take(part, rows) if len(one.modules) == 1 else part
+        if rows_apart(take(whole, rows), part):
+            raise NotSparse(f"A {kind} gives something else for some of its tokens than for all.")
+        return layout
 
 
-def _shared(value: Any, tokens: int) -> bool:
-    """Whether an argument of a block has (tokens, features), the same for all samples of a batch."""
+def _shared(value: Any, lengths: Container[int]) -> bool:
+    """Whether an argument of a block has something for each token that is the same for all samples of a batch."""
     if isinstance(value, list | tuple):
-        return any(_shared(part, tokens) for part in value)
-    return isinstance(value, Tensor) and value.ndim == 2 and value.shape[0] >= tokens
+        return any(_shared(part, lengths) for part in value)
+    return isinstance(value, Tensor) and token_axis(value, lengths) == 0
 
 
 def stands_first(hidden: Tensor, picture: Tensor, tokens: int) -> bool:

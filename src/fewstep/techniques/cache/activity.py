@@ -74,7 +74,7 @@ def owed(known: Activity, sigma: float, grid: Grid) -> Tensor:
 
     It grows with the noise levels since the token was computed, so that none waits for ever; what moves may move to its
     neighbours."""
-    rate = torch.maximum(known.rate, LEAST * known.rate.mean(1, keepdim=True))
+    rate = torch.maximum(known.rate, LEAST * known.rate.mean(1, keepdim=True).clamp(min=1e-6))
     return grid.with_neighbours(rate * (known.sigma - sigma).abs())
 
 

@@ -21,7 +21,7 @@ from fewstep.calibrate.stack import first_of, with_first
 from fewstep.calibrate.steps import Requests, Step
 from fewstep.errors import bad_value
 from fewstep.machine import Machine
-from fewstep.models.dispatch import attentions, dispatches
+from fewstep.models.dispatch import attention_of, attentions
 from fewstep.models.grid import Grid, aspect_grid
 from fewstep.models.hooks import Hook, Hooks
 from fewstep.models.model import Model
@@ -82,11 +82,9 @@ def _unfit(model: Model, name: str, module: nn.Module) -> list[str]:
     parts = [part for block in model.blocks(name) for _, part in attentions(block.module)]
     if not parts:
         return [f"Regions found no repeated blocks that attend in the {name} ({kind})."]
-    if strange := {type(part.processor).__name__ for part in parts if not dispatches(part)}:
+    if strange := {type(part.processor).__name__ for part in parts if attention_of(part) is None}:
         names = ", ".join(sorted(strange))
-        return [
-            f"Regions needs attention that goes through diffusers' dispatch; in the {name} ({kind}) {names} does not."
-        ]
+        return [f"Regions does not know how {names} attends, in the {name} ({kind})."]
     if any(getattr(part.processor, "_parallel_config", None) is not None for part in parts):
         return [f"Regions does not run on a {name} whose tokens are spread over devices."]
     return []
@@ -177,6 +175,8 @@ class RegionWatch:
         try:
             output = self._sparse[name].run(run, memory.kept, rows)
             prediction = first_of(output)
+            if not isinstance(prediction, Tensor):
+                raise NotSparse(f"A {type(module).__name__} returns no tensor.")
             memory.grid = memory.grid or self._grid(name, module, prediction)
         except NotSparse as error:
             self._refused[name] = str(error)
@@ -222,7 +222,7 @@ class RegionWatch:
             computed.scatter_(1, rows.active.expand(len(computed), -1), True)
             tokens = torch.where(computed[..., None], tokens, forecast(memory.known, step.sigma))
         memory.known = learned(memory.known, tokens, computed, step.sigma)
-        return prediction if rows is None else memory.grid.join(tokens, prediction)
+        return prediction if rows is None else memory.grid.join(tokens)
 
     def _note(self, branch: str, memory: Memory, rows: Rows | None) -> None:
         assert memory.grid is not None
@@ -241,7 +241,8 @@ def as_mask(given: Any) -> Tensor:
     """A mask as diffusers' pipelines take it, a PIL picture, an array or a tensor, or a list of them for a batch: 1
     where any of them is more than half, (height, width)."""
     parts = given if isinstance(given, list | tuple) else [given]
-    planes = [torch.as_tensor(np.asarray(part.convert("L") if hasattr(part, "convert") else part)) for part in parts]
+    grey = [part.convert("L") if hasattr(part, "convert") else part for part in parts]
+    planes = [part.cpu() if isinstance(part, Tensor) else torch.from_numpy(np.array(part)) for part in grey]
     tops = [plane.float() / (255 if plane.dtype == torch.uint8 else 1) for plane in planes]
     return torch.stack([top.reshape(-1, *top.shape[-2:]).amax(0) for top in tops]).amax(0).gt(0.5).float()
 
