@@ -23,6 +23,8 @@ from fewstep.techniques import TECHNIQUES, Technique
 MAY_SHARE: dict[frozenset[str], str] = {
     # Both change the weights: they are cast first, then quantized from the cast; each puts back what it found.
     frozenset({"precision", "quantize"}): "linear.weight",
+    # The cache stands around the regions: what it spares of a step is the whole call.
+    frozenset({"regions", "cache"}): "denoiser.forward",
 }
 
 ORDER = list(TECHNIQUES)
@@ -94,8 +96,8 @@ def _place(technique: Technique) -> tuple[int, int]:
 def _conflict(a: Technique, b: Technique) -> str | None:
     if a.name == b.name:
         return f"{a.name} is in the recipe twice: leave one out."
-    shared = a.claimed & b.claimed
-    if not shared or frozenset({a.name, b.name}) in MAY_SHARE:
+    shared = (a.claimed & b.claimed) - {MAY_SHARE.get(frozenset({a.name, b.name}), "")}
+    if not shared:
         return None
     return f"{a.name} and {b.name} can't be used together: both change {', '.join(sorted(shared))}. Leave one out."
 

@@ -11,7 +11,7 @@ from fewstep.accelerate import accelerate
 from fewstep.errors import InputError, RecipeError
 from fewstep.models.hooks import wrapped
 from fewstep.models.model import Model
-from fewstep.techniques import Cache, Compile
+from fewstep.techniques import Cache, Compile, Regions
 from fewstep.techniques.compile import regions
 from tests.techniques.tiny import ABLE, BARE, distance, no_codegen, pipeline, run, state
 
@@ -89,6 +89,35 @@ def test_the_cache_decides_outside_the_graphs() -> None:
     facts = {one.name: one.facts for one in fast.engaged}
     assert facts["compile"]["graphs"] == 2
     assert facts["cache"]["steps_reused"] == 2 * 3
+
+
+@pytest.mark.parametrize("scope", ["output", "guidance"])
+def test_so_it_does_in_the_other_scopes(scope: str) -> None:
+    pipe = pipeline(num_single_layers=1)
+    with no_codegen():
+        fast = accelerate(pipe, [Compile(), Cache(gate="always", scope=scope)], ABLE)
+        run(fast, steps=4)
+    facts = {one.name: one.facts for one in fast.engaged}
+    assert facts["compile"]["graphs"] == 2
+    assert facts["cache"]["steps_reused"] > 0
+
+
+def test_regions_add_one_graph_a_class_for_their_number_of_tokens() -> None:
+    """Attention is one operation in them: no break, and nothing that is decided in it is compiled in."""
+    pipe = pipeline(num_single_layers=1)
+    with no_codegen():
+        fast = accelerate(pipe, [Compile(), Regions(warmup=0)], ABLE)
+        run(fast, steps=6)
+        facts = {one.name: one.facts for one in fast.engaged}
+        assert facts["regions"]["steps_regional"] > 0
+        assert facts["compile"]["graphs"] == 2 * 2
+        run(fast, steps=8)
+        assert facts["compile"]["graphs"] == 2 * 2
+
+
+def test_attention_as_a_scope_does_not_go_with_it() -> None:
+    with pytest.raises(RecipeError, match=r"both change block\.code"):
+        accelerate(pipeline(), [Compile(), Cache("pab")], ABLE)
 
 
 def test_a_region_that_never_ran_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

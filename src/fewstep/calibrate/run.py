@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,13 @@ from fewstep.models.model import Model
 from fewstep.models.streams import Part
 
 Tell = Callable[[str], None]
+_MEASURING: ContextVar[bool] = ContextVar("measuring", default=False)
 CALLBACKS = ("callback_on_step_end", "callback", "callback_steps")
+
+
+def measuring() -> bool:
+    """Whether the pipeline runs to be measured: a technique that leaves some of its tokens out computes all then."""
+    return _MEASURING.get()
 
 
 def quiet(doing: str) -> None:
@@ -68,7 +75,7 @@ def measure_gains(
     found = []
     for number, step in enumerate(steps):
         tell(f"error at step {step + 1}, {number + 1} of {len(steps)}")
-        watch = StackWatch(model, Once(step), Part(whole=True)).install()
+        watch = StackWatch(model, Once(step), Part("output")).install()
         try:
             ended = run_quietly(model.pipe, call)
         finally:
@@ -99,14 +106,18 @@ class Once:
 
 
 def run_quietly(pipe: Any, call: Mapping[str, Any], output_type: str = "latent") -> Any:
-    """What the pipeline's call gives, latents unless told otherwise; nobody is told, no random state moves on."""
+    """What the pipeline's call gives, latents unless told otherwise; nobody is told, no random state moves on.
+
+    While it runs `measuring` is true.
+    """
     own = {name: value for name, value in call.items() if name not in CALLBACKS}
     generators = _generators(call.get("generator"))
     states = [generator.get_state() for generator in generators]
-    global_state = torch.get_rng_state()
+    global_state, token = torch.get_rng_state(), _MEASURING.set(True)
     try:
         return pipe(**{**own, "output_type": output_type})[0]
     finally:
+        _MEASURING.reset(token)
         torch.set_rng_state(global_state)
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)

@@ -5,8 +5,8 @@ A denoiser's blocks stand in lists (Flux has two). What one list adds to each st
 plus a residual kept from an earlier step. All else (embeddings, the output head, what the model does between lists)
 runs as always.
 
-A part of the stack can be skipped in the same way, the first and last blocks running always; and so can a denoiser as a
-whole, in whose place an output then stands.
+A part of the stack can be skipped in the same way, the first and last blocks running always; so can attention alone, in
+the place of which its output stands; and so can a denoiser as a whole, or in its further guidance branches.
 
 The gates are put on the blocks for the length of one denoiser call, and so stand outermost: whatever a block's forward
 has become, compiled or quantized, runs inside them, and the decision to skip is never inside a compiled region.
@@ -24,13 +24,18 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from fewstep.calibrate.signal import Signal
-from fewstep.calibrate.steps import Branch, Requests, Step
+from fewstep.calibrate.steps import Place, Requests, Step
+from fewstep.models.dispatch import attentions
 from fewstep.models.hooks import Hook, Hooks, wrapped
 from fewstep.models.model import Model
 from fewstep.models.streams import ALL_BLOCKS, BlockList, Part, Streams, block_lists, pack, takes_apart, unpack
 
-Kept = Mapping[str, Streams]  # block list -> what it added; of a denoiser skipped as a whole WHOLE -> its output
+# Block list -> what it added; attention -> its outputs; of a denoiser skipped as a whole WHOLE -> its output.
+Kept = Mapping[str, Streams]
 WHOLE = "whole"
+
+
+Way = Callable[["Visit", Place[Any], Callable[[], Any]], Any]
 
 
 @dataclass
@@ -82,11 +87,12 @@ class StackWatch:
         self._requests: Requests[Any] = Requests(model.pipe, policy.start)
         self._signals: dict[str, Signal] = {}
         self.unknown: set[str] = set()  # classes of blocks that return what nothing here can take apart: never skipped
-        lists = {name: [] if part.whole else block_lists(model, name, part) for name in model.denoisers}
+        inside = part.scope in ("blocks", "attention")
+        lists = {name: block_lists(model, name, part) if inside else [] for name in model.denoisers}
         self._hooks = Hooks(
-            Hook(module, partial(self._call, name, lists[name], inspect.signature(module.forward)))
+            Hook(module, partial(self._call, name, self._way(lists[name]), inspect.signature(module.forward)))
             for name, module in model.denoisers.items()
-            if part.whole or any(one.start < one.stop for one in lists[name])
+            if not inside or any(one.start < one.stop for one in lists[name])
         )
 
     def install(self) -> StackWatch:
@@ -101,39 +107,79 @@ class StackWatch:
         """Drop everything that belongs to the last request."""
         self._requests.forget()
 
+    def _way(self, lists: list[BlockList]) -> Way:
+        """How a call of a denoiser with these block lists goes."""
+        ways: dict[str, Way] = {
+            "output": self._whole,
+            "guidance": self._whole,
+            "blocks": partial(self._blocks, lists),
+            "attention": partial(self._attention, attentions_of(lists)),
+        }
+        return ways[self._part.scope]
+
     def _call(
-        self,
-        name: str,
-        lists: list[BlockList],
-        signature: inspect.Signature,
-        forward: Callable[..., Any],
-        *args: Any,
-        **kwargs: Any,
+        self, name: str, way: Way, signature: inspect.Signature, forward: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         given = signature.bind_partial(*args, **kwargs).arguments
-        step, number, branch = self._requests.place(name, given)
-        visit = Visit(name, number, step, next(iter(given.values()), None))
-        run = partial(forward, *args, **kwargs)
-        output = self._whole(visit, branch, run) if self._part.whole else self._blocks(visit, branch.state, lists, run)
-        if visit.reused is None and len(visit.residuals) == max(1, sum(one.start < one.stop for one in lists)):
-            self._policy.computed(visit, branch.state)
-        return output
+        place = self._requests.place(name, given)
+        visit = Visit(name, place.number, place.step, next(iter(given.values()), None))
+        return way(visit, place, partial(forward, *args, **kwargs))
 
-    def _whole(self, visit: Visit, branch: Branch[Any], run: Callable[[], Any]) -> Any:
-        visit.reused = self._policy.reuse(visit, branch.state)
+    def _whole(self, visit: Visit, place: Place[Any], run: Callable[[], Any]) -> Any:
+        """The whole call, or, with scope `guidance`, that of a further branch as its difference to the first."""
+        branch, state, base = place.branch, place.branch.state, None
+        if self._part.scope == "guidance":
+            if branch is place.first or place.first.step != visit.step.index:
+                branch.output = run()
+                return branch.output
+            base = first_of(place.first.output)
+        visit.reused = self._policy.reuse(visit, state)
         if visit.reused is not None:
             # Copies, here and below: a pipeline may write into what it was given, a CUDA graph into what it gave.
-            return with_first(branch.output, visit.reused[WHOLE]["hidden"].clone())
+            kept = visit.reused[WHOLE]["hidden"]
+            return with_first(branch.output, kept.clone() if base is None else base + kept)
         branch.output = run()
-        visit.residuals[WHOLE] = {"hidden": first_of(branch.output).clone()}
+        output = first_of(branch.output)
+        visit.residuals[WHOLE] = {"hidden": output.clone() if base is None else output - base}
+        self._policy.computed(visit, state)
         return branch.output
 
-    def _blocks(self, visit: Visit, state: Any, lists: list[BlockList], run: Callable[[], Any]) -> Any:
+    def _attention(
+        self, parts: list[tuple[str, nn.Module]], visit: Visit, place: Place[Any], run: Callable[[], Any]
+    ) -> Any:
+        with ExitStack() as gates:
+            for path, module in parts:
+                gates.enter_context(wrapped(module, partial(self._attend, visit, place.branch.state, path)))
+            output = run()
+        if visit.reused is None and len(visit.residuals) == len(parts):
+            self._policy.computed(visit, place.branch.state)
+        return output
+
+    def _attend(
+        self, visit: Visit, state: Any, path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        if not visit.asked:
+            visit.reused, visit.asked = self._policy.reuse(visit, state), True
+        if visit.reused is not None:
+            parts = [tensor.clone() for tensor in visit.reused[path].values()]
+            return parts[0] if len(parts) == 1 else tuple(parts)
+        output = forward(*args, **kwargs)
+        parts = list(output) if isinstance(output, tuple) else [output]
+        if (len(parts) == 1 and isinstance(output, tuple)) or not all(isinstance(part, Tensor) for part in parts):
+            self.unknown.add(path)
+        else:
+            visit.residuals[path] = {str(i): part.clone() for i, part in enumerate(parts)}
+        return output
+
+    def _blocks(self, lists: list[BlockList], visit: Visit, place: Place[Any], run: Callable[[], Any]) -> Any:
         with ExitStack() as gates:
             for blocks in lists:
                 for index, module in enumerate(blocks.modules):
-                    gates.enter_context(wrapped(module, partial(self._gate, visit, state, blocks, index)))
-            return run()
+                    gates.enter_context(wrapped(module, partial(self._gate, visit, place.branch.state, blocks, index)))
+            output = run()
+        if visit.reused is None and len(visit.residuals) == sum(one.start < one.stop for one in lists):
+            self._policy.computed(visit, place.branch.state)
+        return output
 
     def _gate(
         self,
@@ -178,6 +224,16 @@ class StackWatch:
         if denoiser not in self._signals:
             self._signals[denoiser] = Signal.learn(block, args, kwargs)
         return self._signals[denoiser](block, args, kwargs)
+
+
+def attentions_of(lists: list[BlockList]) -> list[tuple[str, nn.Module]]:
+    """The attention modules in the blocks that can be skipped, by their paths."""
+    return [
+        (f"{one.path}.{index}.{path}", part)
+        for one in lists
+        for index in range(one.start, one.stop)
+        for path, part in attentions(one.modules[index])
+    ]
 
 
 def first_of(output: Any) -> Tensor:

@@ -131,9 +131,24 @@ class Branches(Generic[State]):
     def __len__(self) -> int:
         return len(self._known)
 
+    @property
+    def first(self) -> Branch[State]:
+        """The branch that was called first."""
+        return self._known[0]
+
     def index(self, branch: Branch[State]) -> int:
         """The place of a branch in the order of their first calls."""
         return next(i for i, known in enumerate(self._known) if known is branch)
+
+
+@dataclass(frozen=True)
+class Place(Generic[State]):
+    """A denoiser call's step and guidance branch, with the `number` of that; `first` is the request's first branch."""
+
+    step: Step
+    number: int
+    branch: Branch[State]
+    first: Branch[State]
 
 
 class Requests(Generic[State]):
@@ -143,14 +158,14 @@ class Requests(Generic[State]):
         self._clock, self._new = Clock(pipe), new
         self._branches: dict[str, Branches[State]] = {}
 
-    def place(self, denoiser: str, given: Mapping[str, Any]) -> tuple[Step, int, Branch[State]]:
-        """The step that a denoiser call with these arguments belongs to, and its branch, with its number."""
+    def place(self, denoiser: str, given: Mapping[str, Any]) -> Place[State]:
+        """Where a denoiser call with these arguments belongs."""
         step = self._clock.read(timestep_of(given))
         if self._clock.began:
             self._branches = {}
         branches = self._branches.setdefault(denoiser, Branches())
         branch = branches.find(given, step.index, self._new)
-        return step, branches.index(branch), branch
+        return Place(step, branches.index(branch), branch, branches.first)
 
     def forget(self) -> None:
         """The next call begins a request."""

@@ -59,7 +59,9 @@ def redirect(attention: nn.Module, attend: Attention) -> Callable[[], None]:
     kind = type(plain)
     call = kind.__call__
     found = {DISPATCH: attend} if attention_of(attention) is dispatch_attention_fn else {"F": _functional(attend)}
-    own = FunctionType(call.__code__, {**call.__globals__, **found}, call.__name__, None, call.__closure__)
+    # With a __name__ among them torch.compile would look the globals up in the module of that name.
+    names = {name: value for name, value in call.__globals__.items() if name != "__name__"}
+    own = FunctionType(call.__code__, {**names, **found}, call.__name__, None, call.__closure__)
     own.__defaults__, own.__kwdefaults__ = call.__defaults__, call.__kwdefaults__
     twin: Any = object.__new__(type(kind.__name__, (kind,), {"__call__": functools.update_wrapper(own, call)}))
     twin.__dict__ = plain.__dict__

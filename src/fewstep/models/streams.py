@@ -20,13 +20,20 @@ Streams = dict[str, Tensor]  # "hidden", and "encoder" where the blocks pass tex
 
 @dataclass(frozen=True)
 class Part:
-    """What of a denoiser can be skipped: all of it (`whole`), or its blocks but the first `front` and last `back`."""
+    """What of a denoiser can be skipped.
 
+    Attributes:
+        scope: its whole `output`; its `blocks`; the `attention` in these; or, as `guidance`, the calls of all branches
+            but the first, of which then only the difference to the first is kept.
+        front, back: with `blocks` and `attention`: the first and last blocks that always run.
+    """
+
+    scope: str = "blocks"
     front: int = 0
     back: int = 0
-    whole: bool = False
 
 
+SCOPES = ("output", "blocks", "attention", "guidance")
 ALL_BLOCKS = Part()
 
 

@@ -18,6 +18,7 @@ from fewstep.calibrate.calibration import Calibration
 from fewstep.calibrate.run import calibrate
 from fewstep.errors import InputError, RecipeError
 from fewstep.models.model import Model
+from fewstep.models.streams import SCOPES
 from fewstep.techniques import Cache
 from fewstep.techniques.cache.budget import Trial, fewest, psnr_each, split
 from fewstep.techniques.cache.engine import COMPUTED, REUSED
@@ -54,7 +55,9 @@ def test_every_preset_runs_and_comes_off_to_the_bit(name: str) -> None:
         output = run(fast, steps=STEPS)
         assert torch.equal(run(fast, steps=STEPS), output)
     facts = fast.engaged[0].facts
-    assert facts["steps_computed"] + facts["steps_reused"] == 2 * 2 * STEPS
+    branches = len(facts["last_request"])
+    assert branches == (1 if name == "cfg_cache" else 2)
+    assert facts["steps_computed"] + facts["steps_reused"] == 2 * branches * STEPS
     assert all(signs[0] == signs[-1] == COMPUTED and len(signs) == STEPS for signs in pictures(fast))
     assert distance(output, plain) < 0.5
     fast.remove()
@@ -62,7 +65,7 @@ def test_every_preset_runs_and_comes_off_to_the_bit(name: str) -> None:
     assert torch.equal(run(pipe, steps=STEPS), plain)
 
 
-@pytest.mark.parametrize("scope", ["output", "blocks"])
+@pytest.mark.parametrize("scope", SCOPES)
 def test_never_changes_nothing_and_says_so(scope: str) -> None:
     pipe = pipeline()
     plain = run(pipe)
@@ -71,7 +74,7 @@ def test_never_changes_nothing_and_says_so(scope: str) -> None:
         assert torch.equal(run(fast), plain)
 
 
-@pytest.mark.parametrize("scope", ["output", "blocks"])
+@pytest.mark.parametrize("scope", ["output", "blocks", "attention"])
 @pytest.mark.parametrize("predictor", ["last", "linear", "quadratic"])
 def test_always_keeps_the_ends(scope: str, predictor: str) -> None:
     fast = accelerate(pipeline(), Cache(gate="always", scope=scope, predictor=predictor), ABLE)
@@ -140,6 +143,32 @@ def test_reuse_of_what_does_not_change_is_exact(scope: str) -> None:
     fast = accelerate(pipe, Cache(gate="always", scope=scope, predictor="last"), ABLE)
     assert torch.allclose(run(fast, steps=STEPS), plain, atol=1e-6)
     assert fast.engaged[0].facts["steps_reused"] > 0
+
+
+def test_what_a_branch_adds_to_the_first_is_exact_where_it_adds_nothing() -> None:
+    """The same prompt as its own negative: the further branch is the first one again."""
+    pipe = pipeline()
+    plain = run(pipe, steps=STEPS, negative_prompt=PROMPT)
+    fast = accelerate(pipe, Cache(gate="always", scope="guidance", predictor="last"), ABLE)
+    assert torch.allclose(run(fast, steps=STEPS, negative_prompt=PROMPT), plain, atol=1e-6)
+    assert fast.engaged[0].facts["last_request"] == {"transformer branch 1": MOST}
+
+
+def test_without_guidance_there_is_no_branch_to_spare() -> None:
+    fast = accelerate(pipeline(), Cache("cfg_cache"), ABLE)
+    with pytest.warns(RuntimeWarning, match="saw one guidance branch alone"):
+        run(fast, steps=STEPS, true_cfg_scale=1.0)
+
+
+def test_reused_attention_does_not_run() -> None:
+    pipe = pipeline()
+    ran: list[str] = []
+    for name, block in pipe.transformer.named_modules():
+        if name.endswith("attn"):
+            block.to_q.register_forward_hook(lambda *_, name=name: ran.append(name))
+    fast = accelerate(pipe, Cache(gate="always", scope="attention", predictor="last"), ABLE)
+    run(fast, steps=STEPS)
+    assert len(ran) == 3 * 2 * 2  # three blocks, two branches, two computed steps
 
 
 def test_a_part_of_the_stack() -> None:
@@ -268,7 +297,7 @@ class TestBadInput:
             ({"preset": "teacash"}, "'preset' of Cache must be one of planned, teacache"),
             ({"gate": "some"}, "'gate' of Cache"),
             ({"predictor": "best"}, "'predictor' of Cache"),
-            ({"scope": "attention"}, "'scope' of Cache"),
+            ({"scope": "heads"}, "'scope' of Cache"),
             ({"warmup": 1.0}, "'warmup' of Cache"),
             ({"longest": 0}, "'longest' of Cache"),
             ({"target_speedup": 1}, "'target_speedup' of Cache"),
@@ -281,8 +310,8 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("cache", "said"),
         [
-            (Cache(gate="teacache", scope="output"), "its scope must be 'blocks'"),
-            (Cache(gate="easycache", scope="blocks"), "its scope must be 'output'"),
+            (Cache(gate="teacache", scope="output"), "goes with scope blocks. Got 'output'"),
+            (Cache(gate="easycache", scope="blocks"), "goes with scope output. Got 'blocks'"),
             (Cache(gate="first_block", front=0, threshold=1.0), "'front' to be at least 1"),
             (Cache("teacache", target_speedup=2), "goes with gate 'schedule'"),
             (Cache(threshold=0.1), "has no threshold"),
@@ -290,6 +319,8 @@ class TestBadInput:
             (Cache(gate="always", predictor="fitted"), "must be 'schedule'"),
             (Cache("teacache", front=3, back=3), "leave none of the 3 blocks"),
             (Cache(front=2), "its scope is 'output'"),
+            (Cache(scope="guidance"), "goes with scope output, blocks. Got 'guidance'"),
+            (Cache("pab", front=3, back=3), "leave none of the 3 blocks"),
         ],
     )
     def test_what_does_not_go_together(self, cache: Cache, said: str) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from fewstep.calibrate.curve import relative_change
 from fewstep.calibrate.signal import change
 from fewstep.calibrate.stack import WHOLE, Kept, Visit
+from fewstep.models.streams import SCOPES
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Gate:
 
     Attributes:
         foretell: the error of reusing this step; 0 nothing, inf unknown.
-        blocks: it looks at blocks, so the scope can't be the whole denoiser.
+        scopes: those in which what it looks at is there.
         signal: it looks at what the first block sees.
         calibrated: it needs a calibration.
         adds_up: the errors of a run of reused steps add up; else each counts alone.
@@ -67,8 +68,7 @@ class Gate:
     """
 
     foretell: Callable[[Visit, Memory, Known], float]
-    blocks: bool = False
-    whole: bool = False
+    scopes: tuple[str, ...] = SCOPES
     signal: bool = False
     calibrated: bool = False
     adds_up: bool = True
@@ -170,10 +170,10 @@ def wiener(x: Tensor, sigma: float, falloff: float = 2.0) -> Tensor:
 GATES: Mapping[str, Gate] = {
     "never": Gate(never),
     "always": Gate(always),
-    "schedule": Gate(schedule, calibrated=True),
-    "teacache": Gate(teacache, blocks=True, signal=True, calibrated=True),
-    "first_block": Gate(first_block, blocks=True, adds_up=False, front=1),
-    "magcache": Gate(magcache, calibrated=True),
-    "easycache": Gate(easycache, whole=True),
+    "schedule": Gate(schedule, ("output", "blocks"), calibrated=True),
+    "teacache": Gate(teacache, ("blocks",), signal=True, calibrated=True),
+    "first_block": Gate(first_block, ("blocks",), adds_up=False, front=1),
+    "magcache": Gate(magcache, ("output", "blocks"), calibrated=True),
+    "easycache": Gate(easycache, ("output",)),
     "seacache": Gate(seacache),
 }

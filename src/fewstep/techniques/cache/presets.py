@@ -44,4 +44,10 @@ PRESETS: Mapping[str, Preset] = {
     "taylorseer": Preset(
         {"gate": "always", "predictor": "quadratic", "scope": "blocks", "longest": 3, "warmup": 0.1}, "2503.06923"
     ),
+    "pab": Preset(
+        {"gate": "always", "predictor": "last", "scope": "attention", "longest": 1, "warmup": 0.1}, "2408.12588"
+    ),
+    "cfg_cache": Preset(
+        {"gate": "always", "predictor": "last", "scope": "guidance", "longest": 4, "warmup": 0.1}, "2410.19355"
+    ),
 }

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fewstep.calibrate.run import measuring
 from fewstep.calibrate.stack import first_of, with_first
 from fewstep.calibrate.steps import Requests, Step
 from fewstep.errors import bad_value
@@ -48,7 +49,7 @@ class Regions(Technique):
 
     name: ClassVar[str] = "regions"
     stage: ClassVar[Stage] = Stage.CACHE
-    claims: ClassVar[frozenset[str]] = frozenset({"attention.tokens"})
+    claims: ClassVar[frozenset[str]] = frozenset({"denoiser.forward", "block.tokens"})
 
     share: float = 0.25
     refresh: int = 5
@@ -167,10 +168,10 @@ class RegionWatch:
         **kwargs: Any,
     ) -> Any:
         run = partial(forward, *args, **kwargs)
-        if name in self._refused:
+        if name in self._refused or measuring():
             return run()
-        step, number, branch = self._requests.place(name, signature.bind_partial(*args, **kwargs).arguments)
-        memory = branch.state
+        place = self._requests.place(name, signature.bind_partial(*args, **kwargs).arguments)
+        step, memory = place.step, place.branch.state
         rows = self._rows(name, memory, step)
         try:
             output = self._sparse[name].run(run, memory.kept, rows)
@@ -181,7 +182,7 @@ class RegionWatch:
         except NotSparse as error:
             self._refused[name] = str(error)
             return run()
-        self._note(f"{name} branch {number}", memory, rows)
+        self._note(f"{name} branch {place.number}", memory, rows)
         return with_first(output, self._learn(memory, step, prediction, rows))
 
     def _grid(self, name: str, module: nn.Module, prediction: Tensor) -> Grid:

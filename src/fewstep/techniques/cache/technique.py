@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fewstep.calibrate.calibration import Calibration
-from fewstep.calibrate.stack import StackWatch
+from fewstep.calibrate.stack import StackWatch, attentions_of
 from fewstep.errors import FewstepError, InputError, bad_value
 from fewstep.machine import Machine
 from fewstep.models.model import Model
-from fewstep.models.streams import Part, block_lists
+from fewstep.models.streams import SCOPES, Part, block_lists
 from fewstep.techniques.base import Engaged, Stage, Technique, strings
 from fewstep.techniques.cache.engine import Engine, Rules, fresh_facts, story
 from fewstep.techniques.cache.gates import GATES, easycache_learns
 from fewstep.techniques.cache.predictors import PREDICTORS
 from fewstep.techniques.cache.presets import PRESETS
 from fewstep.techniques.cache.tuner import Tuner, Wish
-
-SCOPES = ("output", "blocks")
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,9 @@ class Cache(Technique):
             is given.
         gate: when to reuse, one of `GATES`.
         predictor: what stands in, one of `PREDICTORS`.
-        scope: for what: the denoiser's `output`, or its `blocks`.
-        front, back: with `blocks`: the first and the last ones always run.
+        scope: for what: the denoiser's `output`, its `blocks`, the `attention` in them, or as `guidance` the branches
+            after the first, in whose place the first's output and the difference to it stand.
+        front, back: with `blocks` and `attention`: the first and the last blocks always run.
         threshold: the error that may add up before the model runs again, > 0, in the gate's own measure.
         target_speedup: with gate `schedule`: one step in so many is computed, > 1.
         budget: in its place, the quality to keep: `{"psnr": 32}`, in dB, of every sample to its full run. The fewest
@@ -75,6 +74,10 @@ class Cache(Technique):
         if isinstance(self.prompts, list):
             object.__setattr__(self, "prompts", tuple(self.prompts))
         super().__post_init__()
+
+    @property
+    def claimed(self) -> frozenset[str]:
+        return self.claims.union(WITHIN.get(self.whole.scope or "", ()))
 
     def given(self) -> dict[str, Any]:
         values = super().given()
@@ -133,14 +136,12 @@ class Cache(Technique):
         full = self.whole
         assert full.gate is not None
         gate, found = GATES[full.gate], []
-        if gate.blocks and full.scope == "output":
-            found.append(f"Cache's gate '{full.gate}' looks at the first block: its scope must be 'blocks'.")
-        if gate.whole and full.scope == "blocks":
-            found.append(f"Cache's gate '{full.gate}' looks at outputs: its scope must be 'output'.")
+        if full.scope not in gate.scopes:
+            found.append(f"Cache's gate '{full.gate}' goes with scope {', '.join(gate.scopes)}. Got '{full.scope}'.")
         if full.front is not None and full.front < gate.front:
             found.append(f"Cache's gate '{full.gate}' needs 'front' to be at least {gate.front}. Got {full.front}.")
-        if full.scope == "output" and (self.front or self.back):
-            found.append("Cache's 'front' and 'back' are about scope 'blocks', and its scope is 'output'.")
+        if full.scope not in WITHIN and (self.front or self.back):
+            found.append(f"Cache's 'front' and 'back' are about blocks, and its scope is '{full.scope}'.")
         for name in ("target_speedup", "budget"):
             if getattr(self, name) and full.gate != "schedule":
                 found.append(f"Cache's '{name}' goes with gate 'schedule', and its gate is '{full.gate}'.")
@@ -155,7 +156,7 @@ class Cache(Technique):
         return found
 
     def _unfit(self, model: Model) -> list[str]:
-        if self.whole.scope == "output":
+        if self.whole.scope not in WITHIN:
             return []
         part, found = self.whole.part, []
         for name, module in model.denoisers.items():
@@ -168,6 +169,8 @@ class Cache(Technique):
                     f"Cache's 'front' and 'back' leave none of the {blocks} blocks of the {name} to skip. "
                     f"Got {part.front} and {part.back}."
                 )
+            elif self.whole.scope == "attention" and not attentions_of(lists):
+                found.append(f"Cache found no attention with a processor in the blocks of the {name} ({kind}).")
         return found
 
     def _damaged(self) -> list[str]:
@@ -181,7 +184,8 @@ class Cache(Technique):
 
     @property
     def part(self) -> Part:
-        return Part(self.front or 0, self.back or 0, whole=self.scope == "output")
+        assert self.scope is not None
+        return Part(self.scope, self.front or 0, self.back or 0)
 
     def apply(self, model: Model, machine: Machine) -> Engaged:
         full = self.whole
@@ -206,6 +210,8 @@ class Cache(Technique):
         )
 
 
+# The scopes that need a list of blocks, and what else they claim: a compiled block can't stop to ask whether to attend.
+WITHIN: Mapping[str, tuple[str, ...]] = {"blocks": ("block.tokens",), "attention": ("block.tokens", "block.code")}
 DEFAULTS: Mapping[str, Any] = {"predictor": "last", "scope": "blocks"}
 PLANNED = tuple(name for name, predictor in PREDICTORS.items() if predictor.order < 2)
 

@@ -132,6 +132,8 @@ class Tuner:
         if self._watch.unknown:
             kinds = ", ".join(sorted(self._watch.unknown))
             return [f"Cache computed every step: models/families.py does not say what a {kinds} returns."]
+        if not facts["last_request"] and facts["scope"] == "guidance":
+            return ["Cache saw one guidance branch alone, and its scope is those after the first: it spared nothing."]
         if not facts["last_request"]:
             return ["Cache was never asked: the last call ran none of the denoisers that it is on."]
         if facts["gate"] == "schedule" and not facts["gains"]:
