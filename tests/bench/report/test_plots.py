@@ -6,6 +6,7 @@ import matplotlib as mpl
 import pytest
 
 from fewstep.bench.report import plots
+from fewstep.bench.report.style import STYLE
 from tests.bench import synthetic
 
 
@@ -23,7 +24,7 @@ def test_the_waterfall_has_every_row_and_its_speed() -> None:
 
 
 def test_names_in_the_scatter_do_not_cover_each_other() -> None:
-    with mpl.rc_context(plots.STYLE):
+    with mpl.rc_context(STYLE):
         figure = plots.speed_quality(synthetic.report())
         figure.canvas.draw()
     axes = figure.axes[0]
@@ -35,7 +36,7 @@ def test_names_in_the_scatter_do_not_cover_each_other() -> None:
 
 
 def test_the_same_report_gives_the_same_bytes() -> None:
-    with mpl.rc_context(plots.STYLE):
+    with mpl.rc_context(STYLE):
         a, b = (plots.as_svg(plots.speed_quality(synthetic.report())) for _ in range(2))
     assert a == b
     assert a.startswith("<svg")

@@ -16,8 +16,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from fewstep.bench.quality import Array
-from fewstep.bench.report import plots
-from fewstep.bench.report.schema import Report
+from fewstep.bench.report import plots, reuse
+from fewstep.bench.report.schema import EngagedRow, Report
+from fewstep.bench.report.style import STYLE
 from fewstep.files import replacing
 
 PICTURES = "pictures"
@@ -37,7 +38,7 @@ def write(report: Report, pictures: Mapping[str, Array], out: Path | str) -> Non
         report.save(folder / "report.json")
         for name, images in pictures.items():
             _save_pictures(folder / PICTURES / slug(name), images)
-        with mpl.rc_context(plots.STYLE):
+        with mpl.rc_context(STYLE):
             plots.save_png(plots.waterfall(report), folder / "waterfall.png")
         (folder / "report.html").write_text(render(report, pictures), encoding="utf-8")
 
@@ -49,17 +50,32 @@ def slug(name: str) -> str:
 
 def render(report: Report, pictures: Mapping[str, Array]) -> str:
     """The whole page as text; it asks the network for nothing."""
-    with mpl.rc_context(plots.STYLE):
+    with mpl.rc_context(STYLE):
         charts = {
             "waterfall": plots.as_svg(plots.waterfall(report)),
             "speed_quality": plots.as_svg(plots.speed_quality(report)),
         }
+        spared = {(row.name, one.name): spared_chart(one) for row in report.rows for one in row.engaged}
     images = {name: [inline(picture) for picture in shown] for name, shown in pictures.items()}
     return (
         environment()
         .get_template("report/report.html.j2")
-        .render(report=report, charts=charts, pictures=images, titles=plots.TITLES, colours=plots.COLOURS)
+        .render(
+            report=report,
+            charts=charts,
+            spared={key: chart for key, chart in spared.items() if chart},
+            drawn=reuse.DRAWN,
+            pictures=images,
+            titles=plots.TITLES,
+            colours=plots.COLOURS,
+        )
     )
+
+
+def spared_chart(engaged: EngagedRow) -> str | None:
+    """What a technique spared step by step, where it tells."""
+    figure = reuse.figure(engaged.facts)
+    return plots.as_svg(figure) if figure else None
 
 
 def environment() -> Environment:

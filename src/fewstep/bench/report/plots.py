@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fewstep.bench.report.schema import Kind, Report, Row
+from fewstep.bench.report.style import INK, LINE, MUTED, PAPER
 
-INK, MUTED, LINE, PAPER = "#1f2933", "#6b7785", "#e3e7ec", "#ffffff"
 COLOURS: dict[Kind, str] = {"baseline": "#9aa5b1", "steps": "#d9922e", "alone": "#7b8fb5", "stack": "#0f7c70"}
 POINT_COLOURS: dict[Kind, str] = COLOURS | {"baseline": INK}
 TITLES: dict[Kind, str] = {
@@ -20,17 +20,6 @@ TITLES: dict[Kind, str] = {
     "steps": "The same model with fewer steps",
     "alone": "Each trick alone",
     "stack": "The stack, growing",
-}
-STYLE: Any = {  # for matplotlib.rc_context
-    "font.family": "sans-serif",
-    "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "DejaVu Sans"],
-    "font.size": 10,
-    "svg.fonttype": "none",  # text stays text: small, sharp, and found by a search in the page
-    "svg.hashsalt": "fewstep",  # the same report gives the same bytes
-    "axes.edgecolor": LINE,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": INK,
 }
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from fewstep.bench.quality import Array
 from fewstep.bench.report.page import environment, inline
-from fewstep.bench.report.plots import STYLE, as_svg
+from fewstep.bench.report.plots import as_svg
+from fewstep.bench.report.style import STYLE
 from fewstep.bench.training import plots, story
 from fewstep.bench.training.read import Run, Stage, read_run
 from fewstep.distill.watching.grid import Grid, read

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from fewstep.bench.report.plots import COLOURS, INK, LINE, MUTED, PAPER
+from fewstep.bench.report.plots import COLOURS
+from fewstep.bench.report.style import INK, LINE, MUTED, PAPER
 from fewstep.bench.training import story
 from fewstep.bench.training.read import Stage
 

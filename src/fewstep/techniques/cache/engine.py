@@ -57,10 +57,10 @@ class Engine:
         foretold = self.gate.foretell(visit, memory, known)
         total = memory.added + foretold if self.gate.adds_up else foretold
         if self._must_compute(visit, memory) or not total < self.rules.threshold:  # not <: a NaN computes
-            self._note(visit, memory, COMPUTED, foretold)
+            self._note(visit, memory, COMPUTED, total)
             return None
         memory.added, memory.run = total, memory.run + 1
-        self._note(visit, memory, REUSED, foretold)
+        self._note(visit, memory, REUSED, total)
         return self._forecast(visit, memory, known)
 
     def _forecast(self, visit: Visit, memory: Memory, known: Known) -> Kept:
@@ -101,11 +101,11 @@ class Engine:
         self._tell(visit, "measured", error)
         self.facts["stopped"] = self.facts["stopped"] or memory.notes["stopped"]
 
-    def _note(self, visit: Visit, memory: Memory, sign: str, foretold: float) -> None:
+    def _note(self, visit: Visit, memory: Memory, sign: str, error: float) -> None:
         self.facts["steps_reused" if sign == REUSED else "steps_computed"] += 1
         self._tell(visit, "last_request", sign)
-        if math.isfinite(foretold):
-            self._tell(visit, "foretold", foretold)
+        if math.isfinite(error):  # that has added up since the last computed step
+            self._tell(visit, "foretold", error)
 
     def _tell(self, visit: Visit, fact: str, value: Any) -> None:
         """Add to the story of this branch in the last request: a sign a step, or [step, number] pairs."""

@@ -193,6 +193,8 @@ class Cache(Technique):
         assert full.predictor is not None
         gate, predictor = GATES[full.gate], PREDICTORS[full.predictor]
         facts = {"gate": full.gate, "predictor": full.predictor, "scope": full.scope, **fresh_facts()}
+        if full.threshold is not None:
+            facts["threshold"] = full.threshold
         rules = Rules(full.threshold or math.inf, full.warmup or 0.0, full.longest, full.limit)
         engine = Engine(gate, predictor, rules, facts, easycache_learns if full.gate == "easycache" else None)
         watch = StackWatch(model, engine, full.part).install()
