@@ -1,11 +1,13 @@
 """Caches on a trained zoo model: our gates and plans, the caches of diffusers and cache-dit, and fewer steps.
 
     python benchmarks/caches.py [--model zoo:shapes] [--steps 50 28] [--prompts 8] [--rounds 3] [--only WORDS]
+    python benchmarks/caches.py --model zoo:moving-shapes --only fewer,planned,regions
 
 Every setting of every method draws the same prompts with the same noise, in turns with the full run; a speed-up is the
-median over the rounds of full seconds / its seconds, of whole calls, calibration and warm-up not counted. Quality is
-the PSNR of each picture to that of the full run. For each quality asked for, each method's fastest setting whose mean
-keeps it is named. Plans and curves come from one calibration, made in 50 steps on prompts that are not drawn here.
+median over the rounds of full seconds / its seconds, of whole calls (and beside it of the denoiser alone), calibration
+and warm-up not counted. Quality is the PSNR of each picture, or of each whole clip, to that of the full run. For each
+quality asked for, each method's fastest setting whose mean keeps it is named. Plans and curves come from one
+calibration, made in 50 steps on prompts that are not drawn here. Regions have something to do where most stands still.
 
 cache-dit is an extra: pip install cache-dit. MagCache's ratios are what its own calibration prints; it has none for
 this model. diffusers' SeaCache takes video models alone, its FasterCache needs attention classes that Flux has not.
@@ -19,7 +21,7 @@ import argparse
 import os
 import statistics
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,19 +39,36 @@ from rich.table import Table
 
 import fewstep
 from fewstep.bench import results
-from fewstep.bench.timing import interleaved, now, speedup
+from fewstep.bench.timing import Run, interleaved, measured, speedup
 from fewstep.calibrate.calibration import Calibration
 from fewstep.calibrate.run import calibrate
 from fewstep.machine import keep_freed_memory
+from fewstep.models.manifest import manifest_of
+from fewstep.techniques.base import Engaged
 from fewstep.techniques.cache.budget import psnr_each
 from fewstep.techniques.cache.tuner import GAINS, generators
 from fewstep.zoo.tasks import task
 
+REGIONS = ((0.5, 5), (0.35, 5), (0.25, 3), (0.25, 5), (0.25, 10), (0.15, 5))  # share of tokens, all every so many steps
 TARGETS = (40.0, 35.0, 30.0, 25.0)  # dB
 LEARNED, LEARN_SEED, DRAW_SEED = 8, 31, 77
 CALIBRATION = Path("out/benchmarks/caches-calibration.json")
 
-PutOn = Callable[[Any, int], Callable[[], None]]  # (pipeline, steps) -> what takes it off again
+
+@dataclass(frozen=True)
+class On:
+    """Something put on a pipeline: what takes it off again, and what ours tells."""
+
+    take_off: Callable[[], None]
+    engaged: Sequence[Engaged] = ()
+
+    @property
+    def kept_mb(self) -> float | None:
+        """What it keeps between steps, of all branches."""
+        return sum(sum(one.facts["kept_mb"].values()) for one in self.engaged) if self.engaged else None
+
+
+PutOn = Callable[[Any, int], On]  # of (pipeline, steps)
 
 
 @dataclass(frozen=True)
@@ -73,23 +92,29 @@ class Pipes:
         return self.cache_dit if setting.method.startswith("cache-dit") else self.plain
 
 
-def nothing(pipe: Any, steps: int) -> Callable[[], None]:
-    return lambda: None
+def nothing(pipe: Any, steps: int) -> On:
+    return On(lambda: None)
 
 
-def ours(fields: Mapping[str, Any], pipe: Any, steps: int) -> Callable[[], None]:
-    fast = fewstep.accelerate(pipe, [{"cache": {"calibration": str(CALIBRATION), **fields}}])
-    fast.engaged[0].before_call({"num_inference_steps": steps})
-    return fast.remove
+def ours(fields: Mapping[str, Any], pipe: Any, steps: int) -> On:
+    return stacked({"cache": fields}, pipe, steps)
 
 
-def planned(predictor: str, speed: float, pipe: Any, steps: int) -> Callable[[], None]:
+def stacked(recipe: Mapping[str, Mapping[str, Any]], pipe: Any, steps: int) -> On:
+    file = {"cache": {"calibration": str(CALIBRATION)}}
+    fast = fewstep.accelerate(pipe, [{name: {**file.get(name, {}), **fields}} for name, fields in recipe.items()])
+    for one in fast.engaged:
+        one.before_call({"num_inference_steps": steps})
+    return On(fast.remove, fast.engaged)
+
+
+def planned(predictor: str, speed: float, pipe: Any, steps: int) -> On:
     return ours({"target_speedup": speed, "predictor": predictor}, pipe, steps)
 
 
-def of_diffusers(config: Any, pipe: Any, steps: int) -> Callable[[], None]:
+def of_diffusers(config: Any, pipe: Any, steps: int) -> On:
     pipe.transformer.enable_cache(config(steps))
-    return partial(pipe.transformer.disable_cache)
+    return On(partial(pipe.transformer.disable_cache))
 
 
 def magcache(threshold: float, longest: int, steps: int) -> MagCacheConfig:
@@ -105,7 +130,7 @@ def magcache(threshold: float, longest: int, steps: int) -> MagCacheConfig:
     )
 
 
-def cache_dit(threshold: float, front: int, order: int, pipe: Any, steps: int) -> Callable[[], None]:
+def cache_dit(threshold: float, front: int, order: int, pipe: Any, steps: int) -> On:
     os.environ.setdefault("CACHE_DIT_ENABLE_LOGGERS_SUPPRESS", "1")
     peer = import_module("cache_dit")
     config = peer.DBCacheConfig(
@@ -116,7 +141,7 @@ def cache_dit(threshold: float, front: int, order: int, pipe: Any, steps: int) -
     )
     calibrator = {"calibrator_config": peer.TaylorSeerCalibratorConfig(taylorseer_order=order)} if order else {}
     peer.enable_cache(pipe, cache_config=config, **calibrator)
-    return partial(peer.disable_cache, pipe)
+    return On(partial(peer.disable_cache, pipe))
 
 
 def settings() -> list[Setting]:
@@ -138,6 +163,23 @@ def settings() -> list[Setting]:
             Setting(f"fewstep {name}", f"{threshold:g}", partial(ours, {"preset": name, "threshold": threshold}))
             for threshold in thresholds
         ]
+    for share, refresh in REGIONS:
+        regions = {"share": share, "refresh": refresh, "warmup": 0}
+        what = f"{share:g}, all every {refresh}"
+        found.append(Setting("fewstep regions", what, partial(stacked, {"regions": regions})))
+        for speed in (1.5, 2.0, 3.0, 4.2):
+            both = partial(stacked, {"regions": regions, "cache": {"target_speedup": speed}})
+            found.append(Setting("fewstep regions + planned", f"{what}; 1 in {speed:g}", both))
+    found += [
+        Setting(f"fewstep {name}", f"at most {n} in a row", partial(ours, {"preset": name, "longest": n}))
+        for name in ("pab", "cfg_cache")
+        for n in (1, 2, 4)
+    ]
+    found += [
+        Setting("fewstep cfg_cache, linear", f"at most {n} in a row",
+                partial(ours, {"preset": "cfg_cache", "predictor": "linear", "longest": n}))
+        for n in (1, 2, 4, 8)
+    ]  # fmt: skip
     found += [
         Setting("fewstep never (armed, reuses nothing)", scope, partial(ours, {"gate": "never", "scope": scope}))
         for scope in ("output", "blocks")
@@ -168,33 +210,44 @@ def settings() -> list[Setting]:
 
 
 @contextmanager
-def on(setting: Setting, pipe: Any, steps: int) -> Iterator[None]:
-    take_off = setting.put_on(pipe, steps)
+def on(setting: Setting, pipe: Any, steps: int) -> Iterator[On]:
+    put = setting.put_on(pipe, steps)
     try:
-        yield
+        yield put
     finally:
-        take_off()
+        put.take_off()
 
 
-def draw(setting: Setting, pipe: Any, call: Mapping[str, Any], steps: int, number: int) -> tuple[float, Any]:
-    """Seconds of the call, and its pictures. The setting is put on before the clock starts."""
-    noise = generators(len(call["prompt"]), DRAW_SEED)
-    with warnings.catch_warnings(), on(setting, pipe, steps):
+@dataclass(frozen=True)
+class Drawn:
+    run: Run
+    images: Any
+    kept_mb: float | None
+
+
+def draw(setting: Setting, pipe: Any, call: Mapping[str, Any], steps: int, number: int) -> Drawn:
+    """One call. The setting is put on before the clock starts."""
+    samples = len(call["prompt"])
+    given = {**call, "num_inference_steps": max(1, round(setting.steps * steps))}
+    with warnings.catch_warnings(), on(setting, pipe, steps) as put:
         warnings.simplefilter("ignore")
-        start = now()
-        images = pipe(**call, num_inference_steps=max(1, round(setting.steps * steps)), generator=noise).images
-        return now() - start, images
+        noise = generators(samples, DRAW_SEED)
+        output, run = measured(lambda: pipe(**given, generator=noise)[0], [pipe.transformer], samples)
+        for one in put.engaged:
+            one.warnings()  # some facts are told here
+        return Drawn(run, output, put.kept_mb)
 
 
-def measure(pipes: Pipes, steps: int, prompts: int, rounds: int, only: str, model: str) -> list[dict[str, Any]]:
-    drawn = [text for text, _ in task(model.removeprefix("zoo:")).prompts(prompts, DRAW_SEED)]
+def measure(pipes: Pipes, steps: int, prompts: int, rounds: int, only: str, name: str) -> list[dict[str, Any]]:
+    drawn = [text for text, _ in task(name).prompts(prompts, DRAW_SEED)]
     call = {"prompt": drawn, "output_type": "np"}
     full = Setting("full", "", nothing)
-    chosen = [one for one in settings() if only in one.method]
-    seconds: dict[Setting, list[float]] = {}
+    chosen = [one for one in settings() if any(word in one.method for word in only.split(","))]
+    runs: dict[Setting, list[Run]] = {}
+    kept: dict[Setting, float | None] = {}
     quality: dict[Setting, tuple[float, ...]] = {}
     failed: dict[Setting, str] = {}
-    reference = draw(full, pipes.plain, call, steps, 0)[1]
+    reference = draw(full, pipes.plain, call, steps, 0).images
     subjects = {str(i): partial(attempt, one, pipes.of(one), call, steps) for i, one in enumerate((full, *chosen))}
     turns = interleaved(subjects, range(rounds))
     for _, name, outcome in track(turns, f"{steps} steps", total=rounds * len(subjects)):
@@ -202,24 +255,29 @@ def measure(pipes: Pipes, steps: int, prompts: int, rounds: int, only: str, mode
         if isinstance(outcome, str):
             failed[one] = outcome
             continue
-        seconds.setdefault(one, []).append(outcome[0])
-        quality[one] = psnr_each(outcome[1], reference)
+        runs.setdefault(one, []).append(outcome.run)
+        kept[one] = outcome.kept_mb
+        quality[one] = psnr_each(outcome.images, reference)
     for one, why in failed.items():
         Console(stderr=True).print(f"{one.method} {one.what}: {why}", markup=False)
     return [
         {
             "method": one.method,
             "setting": one.what,
-            "speedup": speedup(seconds[full], seconds[one]),
+            "speedup": speedup([run.seconds for run in runs[full]], [run.seconds for run in runs[one]]),
+            "denoiser_speedup": speedup(
+                [run.denoiser_seconds for run in runs[full]], [run.denoiser_seconds for run in runs[one]]
+            ),
+            "kept_mb": kept[one],
             "psnr": statistics.mean(quality[one]),
             "psnr_worst": min(quality[one]),
         }
         for one in chosen
-        if one in seconds and one not in failed
+        if one in runs and one not in failed
     ]
 
 
-def attempt(setting: Setting, pipe: Any, call: Mapping[str, Any], steps: int, number: int) -> tuple[float, Any] | str:
+def attempt(setting: Setting, pipe: Any, call: Mapping[str, Any], steps: int, number: int) -> Drawn | str:
     """`draw`, or in one line why the method can't."""
     try:
         return draw(setting, pipe, call, steps, number)
@@ -249,8 +307,8 @@ def show(rows: list[dict[str, Any]], steps: int) -> None:
     Console(width=170).print(table)
 
 
-def learn(pipe: Any, model: str) -> None:
-    prompts = [text for text, _ in task(model.removeprefix("zoo:")).prompts(LEARNED, LEARN_SEED)]
+def learn(pipe: Any, name: str) -> None:
+    prompts = [text for text, _ in task(name).prompts(LEARNED, LEARN_SEED)]
     call = {"prompt": prompts, "generator": generators(LEARNED, LEARN_SEED), "num_inference_steps": 50}
     calibrate(pipe, call, gains=GAINS).save(CALIBRATION)
 
@@ -261,17 +319,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[50, 28])
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="", help="methods whose names hold this")
+    parser.add_argument("--only", default="", help="methods whose names hold one of these, with commas between")
     parser.add_argument("--keep-calibration", action="store_true", help="use the file of an earlier run")
     given = parser.parse_args()
     keep_freed_memory()
     pipes = Pipes(fewstep.load(given.model), fewstep.load(given.model))
     for pipe in (pipes.plain, pipes.cache_dit):
         pipe.set_progress_bar_config(disable=True)
+    manifest = manifest_of(pipes.plain)
+    assert manifest is not None
     if not (given.keep_calibration and CALIBRATION.exists()):
-        learn(pipes.plain, given.model)
+        learn(pipes.plain, manifest.name)
     for steps in given.steps:
-        rows = measure(pipes, steps, given.prompts, given.rounds, given.only, given.model)
+        rows = measure(pipes, steps, given.prompts, given.rounds, given.only, manifest.name)
         show(rows, steps)
         print(results.save(f"caches-{steps}", rows))
 

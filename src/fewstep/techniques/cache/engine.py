@@ -14,6 +14,7 @@ from fewstep.techniques.cache.predictors import Predictor, combined
 
 COMPUTED, REUSED = "#", "."  # one sign a step in `facts["last_request"]`
 NOTHING = Known()
+MB = 2**20
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class Engine:
         memory.sigmas = [*memory.sigmas, visit.step.sigma][-depth:]
         memory.kept = [*memory.kept, visit.residuals][-depth:]
         memory.added, memory.run = 0.0, 0
+        tensors = [tensor for one in memory.kept for streams in one.values() for tensor in streams.values()]
+        self.facts["kept_mb"][_branch(visit)] = round(sum(tensor.nbytes for tensor in tensors) / MB, 3)
 
     def _must_compute(self, visit: Visit, memory: Memory) -> bool:
         rules, step = self.rules, visit.step
@@ -110,11 +113,15 @@ class Engine:
     def _tell(self, visit: Visit, fact: str, value: Any) -> None:
         """Add to the story of this branch in the last request: a sign a step, or [step, number] pairs."""
         story: dict[str, Any] = self.facts[fact]
-        branch = f"{visit.denoiser} branch {visit.branch}"
+        branch = _branch(visit)
         if isinstance(value, str):
             story[branch] = story.get(branch, "") + value
         else:
             story.setdefault(branch, []).append([visit.step.index, value])
+
+
+def _branch(visit: Visit) -> str:
+    return f"{visit.denoiser} branch {visit.branch}"
 
 
 def fresh_facts() -> dict[str, Any]:
@@ -123,7 +130,7 @@ def fresh_facts() -> dict[str, Any]:
 
 def story() -> dict[str, Any]:
     """The facts of one request."""
-    return {"last_request": {}, "foretold": {}, "measured": {}, "stopped": False}
+    return {"last_request": {}, "foretold": {}, "measured": {}, "kept_mb": {}, "stopped": False}
 
 
 def reused_any(facts: Mapping[str, Any]) -> bool:

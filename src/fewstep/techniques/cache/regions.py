@@ -33,6 +33,7 @@ from fewstep.techniques.base import Engaged, Stage, Technique
 from fewstep.techniques.cache.activity import Activity, begun, forecast, largest, learned, owed
 
 DENSE, SOME = "#", "o"  # one sign a step in `facts["last_request"]`
+MB = 2**20
 BUCKETS = 16  # a mask's region is rounded up to a multiple of one in so many of all tokens: few shapes to compile for
 
 
@@ -103,6 +104,12 @@ class Memory:
     highest: float = math.nan  # the noise level of the first step
     times: Tensor | None = None  # how often each token was computed in a regional step, (batch or 1, tokens)
 
+    @property
+    def nbytes(self) -> int:
+        """What the keys, the values and the predictions of its tokens take."""
+        known = () if self.known is None else (self.known.last, self.known.before)
+        return sum(tensor.nbytes for tensor in (*(part for pair in self.kept.values() for part in pair), *known))
+
 
 class RegionWatch:
     """Hooks on a pipeline's denoisers that choose, call by call, which tokens to compute."""
@@ -117,7 +124,7 @@ class RegionWatch:
         self._checked: set[str] = set()
         self._memories: dict[str, Memory] = {}  # of the branches of the last request
         self.facts: dict[str, Any] = {"share": regions.share, "steps_dense": 0, "steps_regional": 0}
-        self.facts.update(last_request={}, computed={}, grid=[])
+        self.facts.update(last_request={}, computed={}, kept_mb={}, grid=[])
         self._hooks = Hooks(
             Hook(module, partial(self._call, name, module, inspect.signature(module.forward)))
             for name, module in model.denoisers.items()
@@ -139,7 +146,7 @@ class RegionWatch:
         self._requests.forget()
 
     def before_call(self, call: Mapping[str, Any]) -> None:
-        self.facts.update(last_request={}, computed={})
+        self.facts.update(last_request={}, computed={}, kept_mb={})
         self._memories = {}
         given = call.get("mask_image")
         self._mask = None if given is None else as_mask(given)
@@ -152,6 +159,7 @@ class RegionWatch:
             if memory.times is not None and memory.grid is not None:
                 self.facts["computed"][branch] = [round(x, 3) for x in memory.times.mean(0).tolist()]
                 self.facts["grid"] = list(memory.grid.shape)
+                self.facts["kept_mb"][branch] = round(memory.nbytes / MB, 3)
         if self._refused:
             return [f"Regions computed everything in the {name}: {why}" for name, why in self._refused.items()]
         if not any(SOME in signs for signs in self.facts["last_request"].values()):
