@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fewstep.models.trace import TracedDenoiser, trace
     from fewstep.recipe import Recipe
     from fewstep.techniques.base import Technique
+    from fewstep.techniques.cache.regions import Regions
     from fewstep.techniques.cache.technique import Cache
     from fewstep.techniques.compile import Compile
     from fewstep.techniques.few_step import FewStep
@@ -38,6 +39,7 @@ __all__ = [
     "Precision",
     "Quantize",
     "Recipe",
+    "Regions",
     "Schedule",
     "Technique",
     "TracedDenoiser",
@@ -56,6 +58,7 @@ _HOME = {
     "Precision": "techniques.precision",
     "Quantize": "techniques.quantize",
     "Recipe": "recipe",
+    "Regions": "techniques.cache.regions",
     "Schedule": "diffusion.schedule",
     "Technique": "techniques.base",
     "TracedDenoiser": "models.trace",
