@@ -33,11 +33,29 @@ def quiet(doing: str) -> None:
     """Nobody wants to know."""
 
 
-def calibrate(pipe: Any, *calls: Mapping[str, Any], gains: int = 0, tell: Tell = quiet) -> Calibration:
+_TELL: ContextVar[Tell] = ContextVar("tell", default=quiet)
+
+
+@contextmanager
+def telling(tell: Tell) -> Iterator[None]:
+    """While the block runs, `tell` is called with what a calibration or a search is doing, a few words each time."""
+    token = _TELL.set(tell)
+    try:
+        yield
+    finally:
+        _TELL.reset(token)
+
+
+def tell(doing: str) -> None:
+    """Say what is being done to whoever listens: `telling`."""
+    _TELL.get()(doing)
+
+
+def calibrate(pipe: Any, *calls: Mapping[str, Any], gains: int = 0) -> Calibration:
     """Run the pipeline in full, once for each of `calls` (its keyword arguments; the prompt among them).
 
-    `gains`: at so many noise levels it is measured, in a run each, what an error there grows to. `tell` is called with
-    what is being done, before each run.
+    `gains`: at so many noise levels it is measured, in a run each, what an error there grows to. `telling` hears of it
+    before each run.
 
     All calls must agree in guidance and size: the signature is that of the first. Their generators are left as they
     were. Denoiser branches are kept apart. Nothing stays on the pipeline. What it keeps meanwhile is a sample of each
@@ -57,13 +75,11 @@ def calibrate(pipe: Any, *calls: Mapping[str, Any], gains: int = 0, tell: Tell =
         trails += [*recorder.trails(number), *outputs.trails(number)]
     steps = [effective_call(model, call).get("num_inference_steps") for call in calls]
     made_by = {"runs": len(calls), "steps": steps}
-    measured = measure_gains(model, calls[0], trails, gains, tell) if gains else ()
+    measured = measure_gains(model, calls[0], trails, gains) if gains else ()
     return Calibration(signature(model, calls[0]), tuple(trails), measured, made_by)
 
 
-def measure_gains(
-    model: Model, call: Mapping[str, Any], trails: list[Trail], count: int, tell: Tell
-) -> tuple[Gain, ...]:
+def measure_gains(model: Model, call: Mapping[str, Any], trails: list[Trail], count: int) -> tuple[Gain, ...]:
     """At `count` steps, spread over the run and denser at its start: the output of the step before in the place of a
     step's own, and how far the latents then end from where they would have, over what that error was at its step."""
     (outputs,) = (trail for trail in trails if trail.what == "output" and trail.run == 0)

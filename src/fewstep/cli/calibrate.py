@@ -14,7 +14,7 @@ from fewstep.cli.show import RECIPE_HELP, AsJson, note, print_facts, working
 from fewstep.errors import InputError, bad_value
 
 if TYPE_CHECKING:
-    from fewstep.calibrate.run import Tell
+    pass
 
 COMMAND = "fewstep calibrate"
 PROMPTS = 16  # of a zoo model's task, where none are given
@@ -87,8 +87,8 @@ def _calibrate(
     if steps is not None:
         call["num_inference_steps"] = steps
     fast = accelerate(pipe, plan)
-    with _telling() as tell:
-        made = run(pipe, call, gains=GAINS, tell=tell)
+    with _shown():
+        made = run(pipe, call, gains=GAINS)
     fast.remove()
     made.save(out)
     facts: dict[str, Any] = {"calibration": str(out), "model": model, "prompts": len(learned), **made.made_by}
@@ -97,8 +97,7 @@ def _calibrate(
         return facts
     cache = Cache(budget={"psnr": psnr}, prompts=tuple(prompts), calibration=str(out))
     fast = accelerate(pipe, Recipe((*plan.techniques, cache)))
-    with _telling() as tell:
-        tell("the budget, on held-out prompts")
+    with _shown():
         fast(**{**call, "prompt": learned[:1], "generator": generators(1, 0), "output_type": "latent"})
     engaged = next(one for one in fast.engaged if one.name == cache.name)
     settled = Recipe((*plan.techniques, cache.settled(engaged)))
@@ -122,9 +121,11 @@ def _of_the_zoo(model: str) -> list[str]:
 
 
 @contextmanager
-def _telling() -> Iterator[Tell]:
+def _shown() -> Iterator[None]:
     """A line at the terminal that says what is being done."""
     from rich.console import Console
 
-    with Console(stderr=True).status("") as status:
-        yield status.update
+    from fewstep.calibrate.run import telling
+
+    with Console(stderr=True).status("") as status, telling(status.update):
+        yield

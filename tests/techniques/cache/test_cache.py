@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fewstep.accelerate import accelerate
 from fewstep.calibrate.calibration import Calibration
-from fewstep.calibrate.run import calibrate
+from fewstep.calibrate.run import calibrate, telling
 from fewstep.errors import InputError, RecipeError
 from fewstep.models.model import Model
 from fewstep.models.streams import SCOPES
@@ -376,9 +376,13 @@ class TestBudget:
         cache = Cache(budget={"psnr": 45}, prompts=(PROMPT, "a small blue square", "a ring", "a green circle"))
         plain = self.draw(pipe)
         fast = accelerate(pipe, cache, ABLE)
-        first = self.draw(fast)
+        heard: list[str] = []
+        with telling(heard.append):
+            first = self.draw(fast)
         facts = fast.engaged[0].facts
         assert psnr_each(first, plain)[0] > 42
+        assert heard[0] == "run 1 of 1"
+        assert sum("steps computed" in line for line in heard) == len(facts["trials"])
         assert facts["trials"][-1] == [computed_in(facts), pytest.approx(self.worst_held_out(cache, facts), abs=0.01)]
         computed = computed_in(facts)
         assert facts["target_speedup"] == pytest.approx(STEPS / computed)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fewstep.calibrate.calibration import Calibration
-from fewstep.calibrate.run import calibrate, run_quietly
+from fewstep.calibrate.run import calibrate, run_quietly, tell
 from fewstep.calibrate.signature import Signature, effective_call, signature
 from fewstep.calibrate.stack import StackWatch, Visit
 from fewstep.calibrate.steps import sigma_at
@@ -25,6 +25,7 @@ from fewstep.techniques.cache.schedule import Plan, damages, plans, weights_of
 
 GAINS = 8  # noise levels at which a calibration for plans measures what errors grow to
 CHECKED = 8  # samples that a budget is checked on where no prompts are given
+FEW = 4  # steps: what a few-step student has
 STANDARD_SPEEDUP = 2.0  # of a plan that is told nothing
 LEARN_SEED, CHECK_SEED = 0, 770_001  # of the noise of calibration runs, and of held-out samples
 
@@ -106,8 +107,10 @@ class Tuner:
         prompts: list[Any] = [*split(self._wish.prompts)[1]] or [_first(call.get("prompt"))] * CHECKED
         check = {**_for_prompts(call, prompts), "generator": generators(len(prompts), CHECK_SEED)}
         if computed is None:
+            tell(f"the budget: {len(prompts)} held-out samples in full")
             self._watch.remove()
         else:
+            tell(f"the budget: {len(prompts)} held-out samples with {computed} of {total} steps computed")
             self._choose(total / computed)
         try:
             return np.asarray(run_quietly(self._model.pipe, check, output_type="np"))
@@ -143,6 +146,11 @@ class Tuner:
             ]
         if not reused_any(facts):
             return [f"Cache reused no step with gate '{facts['gate']}': {self._remedy()}"]
+        if (steps := max(map(len, facts["last_request"].values()))) <= FEW:
+            return [
+                f"Cache reused steps of a call that has {steps}: where it was measured, on zoo:shapes-4step, the student "
+                "of 2 steps is faster and better (docs/caching.md)."
+            ]
         return []
 
     def _remedy(self) -> str:
