@@ -148,7 +148,7 @@ class Tuner:
             return [f"Cache reused no step with gate '{facts['gate']}': {self._remedy()}"]
         if (steps := max(map(len, facts["last_request"].values()))) <= FEW:
             return [
-                f"Cache reused steps of a call that has {steps}: where it was measured, on zoo:shapes-4step, the student "
+                f"Cache reused steps of a call of {steps}: where that was measured, on zoo:shapes-4step, the student "
                 "of 2 steps is faster and better (docs/caching.md)."
             ]
         return []
