@@ -20,7 +20,7 @@ from tests.techniques.tiny import pipeline, run
 class Replay:
     """Computes the first time, and then reuses or not."""
 
-    wants_signal = True
+    wants_signal, wants_head = True, True
 
     def __init__(self) -> None:
         self.on = False

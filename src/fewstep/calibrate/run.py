@@ -106,7 +106,7 @@ def measure_gains(model: Model, call: Mapping[str, Any], trails: list[Trail], co
 class Once:
     """A policy that reuses at one step alone what the step before gave."""
 
-    wants_signal = False
+    wants_signal = wants_head = False
 
     def __init__(self, step: int) -> None:
         self._step = step
@@ -162,7 +162,7 @@ class Rows:
 class Recorder:
     """A policy of `StackWatch` that never skips, and keeps a sample of what the gates look at and caches keep."""
 
-    wants_signal = True
+    wants_signal, wants_head = True, False
 
     def __init__(self) -> None:
         self._branches: dict[tuple[str, int], Rows] = {}

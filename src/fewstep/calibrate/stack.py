@@ -15,7 +15,7 @@ has become, compiled or quantized, runs inside them, and the decision to skip is
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -68,6 +68,10 @@ class Policy(Protocol):
     @property
     def wants_signal(self) -> bool:
         """Whether it looks at what the first block sees, which costs the block's norm once more."""
+
+    @property
+    def wants_head(self) -> bool:
+        """Whether it looks at what the blocks before the skipped ones added."""
 
     def start(self) -> Any:
         """The state of a new branch."""
@@ -173,48 +177,58 @@ class StackWatch:
 
     def _blocks(self, lists: list[BlockList], visit: Visit, place: Place[Any], run: Callable[[], Any]) -> Any:
         with ExitStack() as gates:
-            for blocks in lists:
-                for index, module in enumerate(blocks.modules):
-                    gates.enter_context(wrapped(module, partial(self._gate, visit, place.branch.state, blocks, index)))
+
+            def put(one: BlockList, indices: Iterable[int]) -> None:
+                for index in indices:
+                    gates.enter_context(wrapped(one.modules[index], partial(gate, one, index)))
+
+            def gate(one: BlockList, index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+                streams = one.streams(index, args, kwargs)
+                if visit.entered is None:
+                    self._enter(visit, one.modules[index], streams["hidden"], args, kwargs)
+                if not one.start <= index < one.stop:
+                    return forward(*args, **kwargs)
+                if not visit.asked:
+                    self._ask(visit, place.branch.state, streams["hidden"])
+                    for other in lists if visit.reused is not None else ():
+                        put(other, range(other.start + 1, other.stop - 1))
+                return self._pass(visit, one, index, streams, partial(forward, *args, **kwargs))
+
+            # Where all blocks run, those at the ends of what can be skipped are enough.
+            for one in lists:
+                ends = {one.start, one.stop - 1} if one.start < one.stop else set()
+                put(one, sorted(ends | ({0} if one is lists[0] else set())))
             output = run()
         if visit.reused is None and len(visit.residuals) == sum(one.start < one.stop for one in lists):
             self._policy.computed(visit, place.branch.state)
         return output
 
-    def _gate(
-        self,
-        visit: Visit,
-        state: Any,
-        blocks: BlockList,
-        index: int,
-        forward: Callable[..., Any],
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        streams = blocks.streams(index, args, kwargs)
-        if visit.entered is None:
-            visit.entered = streams["hidden"]
-            if self._policy.wants_signal:
-                visit.signal = self._signal(visit.denoiser, blocks.modules[index], args, kwargs)
-        if not blocks.start <= index < blocks.stop:
-            return forward(*args, **kwargs)
-        if not visit.asked:
-            came = streams["hidden"]
-            if came is not visit.entered and came.shape == visit.entered.shape:  # which may change between lists
-                visit.head = came - visit.entered
-            visit.reused, visit.asked = self._policy.reuse(visit, state), True
-        if index == blocks.start:
-            visit.inputs[blocks.path] = streams
-        last = index == blocks.stop - 1
-        places = blocks.outputs[index]
+    def _enter(
+        self, visit: Visit, block: nn.Module, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        visit.entered = hidden
+        if self._policy.wants_signal:
+            visit.signal = self._signal(visit.denoiser, block, args, kwargs)
+
+    def _ask(self, visit: Visit, state: Any, came: Tensor) -> None:
+        assert visit.entered is not None
+        if self._policy.wants_head and came is not visit.entered and came.shape == visit.entered.shape:
+            visit.head = came - visit.entered  # the shape may change between lists
+        visit.reused, visit.asked = self._policy.reuse(visit, state), True
+
+    def _pass(self, visit: Visit, one: BlockList, index: int, streams: Streams, run: Callable[[], Any]) -> Any:
+        """What a block that can be skipped returns."""
+        if index == one.start:
+            visit.inputs[one.path] = streams
+        last, places = index == one.stop - 1, one.outputs[index]
         if visit.reused is not None:
-            return pack(_added(visit.inputs[blocks.path], visit.reused[blocks.path]) if last else streams, places)
-        output = forward(*args, **kwargs)
+            return pack(_added(visit.inputs[one.path], visit.reused[one.path]) if last else streams, places)
+        output = run()
         if last and not takes_apart(output, places):
-            self.unknown.add(type(blocks.modules[index]).__name__)
+            self.unknown.add(type(one.modules[index]).__name__)
         elif last:
             left = unpack(output, places)
-            visit.residuals[blocks.path] = _difference(left, visit.inputs[blocks.path])
+            visit.residuals[one.path] = _difference(left, visit.inputs[one.path])
             visit.output = left["hidden"]
         return output
 

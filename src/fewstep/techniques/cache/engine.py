@@ -50,6 +50,10 @@ class Engine:
     def wants_signal(self) -> bool:
         return self.gate.signal
 
+    @property
+    def wants_head(self) -> bool:
+        return self.gate.front > 0
+
     def start(self) -> Memory:
         return Memory()
 
