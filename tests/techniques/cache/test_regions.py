@@ -114,6 +114,21 @@ def test_a_cache_around_regions_spares_whole_steps_of_them() -> None:
     assert set(regions["last_request"].values()) == {"##oooo#"}
 
 
+def test_a_measured_error_past_the_limit_ends_it() -> None:
+    pipe, call = video()
+    facts = {}
+    for limit in (1e-9, 1e9):
+        fast = accelerate(pipe, [Regions(share=0.5, refresh=4, warmup=0, limit=limit)], ABLE)
+        clip(fast, call)
+        facts[limit] = fast.engaged[0].facts
+        fast.remove()
+    assert set(facts[1e9]["last_request"].values()) == {"##ooo#ooo#o#"}
+    assert not facts[1e9]["stopped"]
+    assert [step for step, _ in facts[1e9]["measured"]["transformer branch 0"]] == [5, 9, 11]
+    assert set(facts[1e-9]["last_request"].values()) == {"##ooo#######"}
+    assert facts[1e-9]["stopped"]
+
+
 def test_a_batch_is_its_samples() -> None:
     pipe, call = video()
     fast = accelerate(pipe, [Regions(share=0.5, warmup=0)], ABLE)
@@ -127,7 +142,16 @@ def test_a_batch_is_its_samples() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("share", 0), ("share", 1.0), ("share", True), ("refresh", 1), ("refresh", 2.5), ("warmup", 1), ("warmup", -0.1)],
+    [
+        ("share", 0),
+        ("share", 1.0),
+        ("share", True),
+        ("refresh", 1),
+        ("refresh", 2.5),
+        ("warmup", 1),
+        ("warmup", -0.1),
+        ("limit", 0),
+    ],
 )
 def test_a_bad_value_is_told(field: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"The '{field}' of Regions must be"):

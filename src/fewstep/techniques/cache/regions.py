@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fewstep.calibrate.curve import relative_change
 from fewstep.calibrate.run import measuring
 from fewstep.calibrate.stack import first_of, with_first
 from fewstep.calibrate.steps import Requests, Step
@@ -46,6 +47,8 @@ class Regions(Technique):
             it covers.
         refresh: every so many-th step computes all, ≥ 2. The first two and the last one always do.
         warmup: the part of the noise levels, from the highest down, at which everything is computed, in [0, 1).
+        limit: the relative error of the forecasts, measured at each step that computes all, past which the rest of a
+            request computes all; None: nothing is measured.
     """
 
     name: ClassVar[str] = "regions"
@@ -55,12 +58,14 @@ class Regions(Technique):
     share: float = 0.25
     refresh: int = 5
     warmup: float = 0.1
+    limit: float | None = None
 
     def faults(self) -> list[str]:
         rules = {
             "share": (_number(self.share) and 0 < self.share < 1, "in (0, 1)"),
             "refresh": (type(self.refresh) is int and self.refresh >= 2, "a whole number, at least 2"),
             "warmup": (_number(self.warmup) and 0 <= self.warmup < 1, "in [0, 1)"),
+            "limit": (self.limit is None or (_number(self.limit) and self.limit > 0), "a number above 0"),
         }
         return [bad_value(name, "Regions", rule, getattr(self, name)) for name, (ok, rule) in rules.items() if not ok]
 
@@ -102,6 +107,7 @@ class Memory:
     seen: int = 0  # steps computed so far, in full or in part
     since: int = 0  # of these, those since the last full one
     highest: float = math.nan  # the noise level of the first step
+    stopped: bool = False  # a forecast missed by more than the limit
     times: Tensor | None = None  # how often each token was computed in a regional step, (batch or 1, tokens)
 
     @property
@@ -124,7 +130,7 @@ class RegionWatch:
         self._checked: set[str] = set()
         self._memories: dict[str, Memory] = {}  # of the branches of the last request
         self.facts: dict[str, Any] = {"share": regions.share, "steps_dense": 0, "steps_regional": 0}
-        self.facts.update(last_request={}, computed={}, kept_mb={}, grid=[])
+        self.facts.update(last_request={}, computed={}, kept_mb={}, measured={}, stopped=False, grid=[])
         self._hooks = Hooks(
             Hook(module, partial(self._call, name, module, inspect.signature(module.forward)))
             for name, module in model.denoisers.items()
@@ -146,7 +152,7 @@ class RegionWatch:
         self._requests.forget()
 
     def before_call(self, call: Mapping[str, Any]) -> None:
-        self.facts.update(last_request={}, computed={}, kept_mb={})
+        self.facts.update(last_request={}, computed={}, kept_mb={}, measured={}, stopped=False)
         self._memories = {}
         given = call.get("mask_image")
         self._mask = None if given is None else as_mask(given)
@@ -190,7 +196,10 @@ class RegionWatch:
         except NotSparse as error:
             self._refused[name] = str(error)
             return run()
-        self._note(f"{name} branch {place.number}", memory, rows)
+        branch = f"{name} branch {place.number}"
+        if rows is None and memory.since and self._regions.limit is not None:
+            self._measure(branch, memory, step, prediction)
+        self._note(branch, memory, rows)
         return with_first(output, self._learn(memory, step, prediction, rows))
 
     def _grid(self, name: str, module: nn.Module, prediction: Tensor) -> Grid:
@@ -206,8 +215,11 @@ class RegionWatch:
             memory.highest = step.sigma
         warm = step.sigma > memory.highest * (1 - self._regions.warmup)
         due = memory.since + 1 >= self._regions.refresh
-        if step.at_an_end or memory.seen < 2 or warm or due or memory.known is None or memory.grid is None:
+        early = memory.seen < 2 or warm or memory.known is None or memory.grid is None
+        if step.at_an_end or early or due or memory.stopped:
             return None
+        assert memory.known is not None
+        assert memory.grid is not None
         owing = owed(memory.known, step.sigma, memory.grid)
         if self._sparse[name].alike:
             owing = owing.amax(0, keepdim=True)
@@ -232,6 +244,16 @@ class RegionWatch:
             tokens = torch.where(computed[..., None], tokens, forecast(memory.known, step.sigma))
         memory.known = learned(memory.known, tokens, computed, step.sigma)
         return prediction if rows is None else memory.grid.join(tokens)
+
+    def _measure(self, branch: str, memory: Memory, step: Step, prediction: Tensor) -> None:
+        """What the forecasts would have missed by at a step that computes all."""
+        assert memory.known is not None
+        assert memory.grid is not None
+        assert self._regions.limit is not None
+        error = relative_change(forecast(memory.known, step.sigma), memory.grid.split(prediction))
+        self.facts["measured"].setdefault(branch, []).append([step.index, error])
+        memory.stopped = memory.stopped or not error <= self._regions.limit
+        self.facts["stopped"] = self.facts["stopped"] or memory.stopped
 
     def _note(self, branch: str, memory: Memory, rows: Rows | None) -> None:
         assert memory.grid is not None
