@@ -10,7 +10,7 @@ quality asked for, each method's fastest setting whose mean keeps it is named. P
 calibration, made in 50 steps on prompts that are not drawn here. Regions have something to do where most stands still.
 
 cache-dit is an extra: pip install cache-dit. MagCache's ratios are what its own calibration prints; it has none for
-this model. diffusers' SeaCache takes video models alone, its FasterCache needs attention classes that Flux has not.
+this model. diffusers' SeaCache takes video models alone, its FasterCache needs both guidance branches in one call.
 
 Writes out/benchmarks/caches-STEPS.json.
 """
@@ -32,7 +32,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
+from diffusers import (
+    FirstBlockCacheConfig,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    SeaCacheConfig,
+    TaylorSeerCacheConfig,
+)
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -115,6 +121,17 @@ def planned(predictor: str, speed: float, pipe: Any, steps: int) -> On:
 def of_diffusers(config: Any, pipe: Any, steps: int) -> On:
     pipe.transformer.enable_cache(config(steps))
     return On(partial(pipe.transformer.disable_cache))
+
+
+def broadcast(every: int, pipe: Any, steps: int) -> On:
+    config = PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=every,
+        cross_attention_block_skip_range=every,
+        spatial_attention_timestep_skip_range=(100, 950),
+        cross_attention_timestep_skip_range=(100, 950),
+        current_timestep_callback=lambda: pipe.current_timestep,
+    )
+    return of_diffusers(lambda steps: config, pipe, steps)
 
 
 def magcache(threshold: float, longest: int, steps: int) -> MagCacheConfig:
@@ -200,6 +217,13 @@ def settings() -> list[Setting]:
         Setting("diffusers MagCache", f"{t:g}, at most {longest}", partial(of_diffusers, partial(magcache, t, longest)))
         for t, longest in ((0.03, 2), (0.06, 3), (0.12, 4), (0.24, 5), (0.5, 7), (1.0, 10))
     ]
+    found += [
+        Setting("diffusers SeaCache", f"{t:g}, at most {longest}",
+                partial(of_diffusers, lambda steps, t=t, longest=longest: SeaCacheConfig(
+                    threshold=t, max_consecutive_cached=longest)))
+        for t, longest in ((0.05, 2), (0.1, 2), (0.25, 2), (0.5, 4), (1.0, 6))
+    ]  # fmt: skip
+    found += [Setting("diffusers PAB", f"every {n}", partial(broadcast, n)) for n in (2, 3, 5)]
     if find_spec("cache_dit") is not None:
         found += [
             Setting(f"cache-dit F1{f' Taylor {order}' if order else ''}", f"{t:g}", partial(cache_dit, t, 1, order))
