@@ -1,12 +1,16 @@
-"""One picture from the command line."""
+"""One picture or clip from the command line."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+import torch
 from PIL import Image
 
 from fewstep.machine import Machine
+from fewstep.models.manifest import Manifest
+from fewstep.zoo.moving.pipeline import PROMPT_TOKENS, build_pipeline
 from tests.cli.conftest import Fewstep
 
 
@@ -35,3 +39,25 @@ def test_as_a_table(fewstep: Fewstep, model: Path, tmp_path: Path) -> None:
     assert ran.code == 0
     assert "seconds" in ran.out
     assert (tmp_path / "new folder" / "a.png").exists()
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("pipelines") / "video"
+    build_pipeline().save_pretrained(folder)
+    size = {"height": 16, "width": 16, "num_frames": 5, "max_sequence_length": PROMPT_TOKENS}
+    Manifest(name="video", call={**size, "num_inference_steps": 1}).write(folder)
+    return folder
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp"])
+def test_a_clip_moves(fewstep: Fewstep, video: Path, tmp_path: Path, suffix: str) -> None:
+    facts = fewstep("generate", video, "a red ring moving left", "-o", tmp_path / f"a.{suffix}", "--json").json
+    clip = Image.open(facts["clip"])
+    assert (clip.n_frames, clip.size) == (5, (16, 16))
+
+
+def test_a_clip_in_a_picture_file_is_refused(fewstep: Fewstep, video: Path, tmp_path: Path) -> None:
+    refusal = fewstep("generate", video, "a red ring moving left", "-o", tmp_path / "a.png").refusal
+    assert "must be a file that ends in .gif or .webp for a clip" in refusal
