@@ -19,7 +19,7 @@ from fewstep.errors import InputError, RecipeError
 from fewstep.models.grid import Grid
 from fewstep.techniques import Cache, Regions
 from fewstep.techniques.cache.activity import begun, forecast, largest, learned, owed
-from fewstep.techniques.cache.regions import as_mask, covered
+from fewstep.techniques.cache.masks import as_mask, covered
 from tests.models.tiny import PIPELINES
 from tests.techniques.tiny import ABLE, distance, pipeline
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ from fewstep.calibrate.steps import Requests, Step
 from fewstep.errors import bad_value
 from fewstep.machine import Machine
 from fewstep.models.dispatch import attention_of, attentions
-from fewstep.models.grid import Grid, aspect_grid
+from fewstep.models.grid import Grid
 from fewstep.models.hooks import Hook, Hooks
 from fewstep.models.model import Model
 from fewstep.models.passes import Kept, Rows
@@ -32,6 +31,7 @@ from fewstep.models.sparse import NotSparse, Sparse
 from fewstep.models.streams import block_lists
 from fewstep.techniques.base import Engaged, Stage, Technique
 from fewstep.techniques.cache.activity import Activity, begun, forecast, largest, learned, owed
+from fewstep.techniques.cache.masks import as_mask, covered
 
 DENSE, SOME = "#", "o"  # one sign a step in `facts["last_request"]`
 MB = 2**20
@@ -166,6 +166,7 @@ class RegionWatch:
                 self.facts["computed"][branch] = [round(x, 3) for x in memory.times.mean(0).tolist()]
                 self.facts["grid"] = list(memory.grid.shape)
                 self.facts["kept_mb"][branch] = round(memory.nbytes / MB, 3)
+        self._memories = {}  # they hold keys and values
         if self._refused:
             return [f"Regions computed everything in the {name}: {why}" for name, why in self._refused.items()]
         if not any(SOME in signs for signs in self.facts["last_request"].values()):
@@ -266,26 +267,6 @@ class RegionWatch:
                 memory.times = torch.zeros(len(rows.active), rows.tokens, device=rows.active.device)
             memory.times.scatter_add_(1, rows.active, torch.ones_like(rows.active, dtype=memory.times.dtype))
         self._memories[branch] = memory
-
-
-def as_mask(given: Any) -> Tensor:
-    """A mask as diffusers' pipelines take it, a PIL picture, an array or a tensor, or a list of them for a batch: 1
-    where any of them is more than half, (height, width)."""
-    parts = given if isinstance(given, list | tuple) else [given]
-    grey = [part.convert("L") if hasattr(part, "convert") else part for part in parts]
-    planes = [part.cpu() if isinstance(part, Tensor) else torch.from_numpy(np.array(part)) for part in grey]
-    tops = [plane.float() / (255 if plane.dtype == torch.uint8 else 1) for plane in planes]
-    return torch.stack([top.reshape(-1, *top.shape[-2:]).amax(0) for top in tops]).amax(0).gt(0.5).float()
-
-
-def covered(mask: Tensor, grid: Grid, aspect: float) -> Tensor:
-    """Which tokens a mask covers, with those that touch them, (tokens,)."""
-    frames, plane = (
-        (grid.shape[:-2], grid.shape[-2:]) if len(grid.shape) > 1 else ((), aspect_grid(grid.tokens, aspect))
-    )
-    tokens = nn.functional.adaptive_max_pool2d(mask[None, None], plane)
-    wide = nn.functional.max_pool2d(tokens, 3, stride=1, padding=1)[0, 0] > 0
-    return wide.expand(*frames, *plane).reshape(-1)
 
 
 def _number(value: object) -> bool:
