@@ -37,7 +37,8 @@ class Rules:
 
 @dataclass
 class Engine:
-    """The policy that `StackWatch` asks. `known` has what a calibration says of each denoiser of the request."""
+    """The policy that `StackWatch` asks. `known` has what a calibration says of each denoiser of the request, `agree`
+    makes of a rank's own decision that of all ranks which compute a denoiser together."""
 
     gate: Gate
     predictor: Predictor
@@ -45,6 +46,7 @@ class Engine:
     facts: dict[str, Any]
     learn: Callable[[Visit, Memory], None] | None = None
     known: Callable[[Visit], Known] = field(default=lambda visit: NOTHING)
+    agree: Callable[[str, bool], bool] = field(default=lambda denoiser, decision: decision)
 
     @property
     def wants_signal(self) -> bool:
@@ -61,7 +63,10 @@ class Engine:
         known = self.known(visit)
         foretold = self.gate.foretell(visit, memory, known)
         total = memory.added + foretold if self.gate.adds_up else foretold
-        if self._must_compute(visit, memory) or not total < self.rules.threshold:  # not <: a NaN computes
+        compute = self._must_compute(visit, memory) or not total < self.rules.threshold  # not <: a NaN computes
+        if self.gate.looks or self.rules.limit is not None:
+            compute = self.agree(visit.denoiser, compute)
+        if compute:
             self._note(visit, memory, COMPUTED, total)
             return None
         memory.added, memory.run = total, memory.run + 1

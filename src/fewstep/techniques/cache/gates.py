@@ -61,6 +61,7 @@ class Gate:
     Attributes:
         foretell: the error of reusing this step; 0 nothing, inf unknown.
         scopes: those in which what it looks at is there.
+        looks: it looks at tensors, of which each rank of a group may hold a part.
         signal: it looks at what the first block sees.
         calibrated: it needs a calibration.
         adds_up: the errors of a run of reused steps add up; else each counts alone.
@@ -69,6 +70,7 @@ class Gate:
 
     foretell: Callable[[Visit, Memory, Known], float]
     scopes: tuple[str, ...] = SCOPES
+    looks: bool = False
     signal: bool = False
     calibrated: bool = False
     adds_up: bool = True
@@ -171,9 +173,9 @@ GATES: Mapping[str, Gate] = {
     "never": Gate(never),
     "always": Gate(always),
     "schedule": Gate(schedule, ("output", "blocks"), calibrated=True),
-    "teacache": Gate(teacache, ("blocks",), signal=True, calibrated=True),
-    "first_block": Gate(first_block, ("blocks",), adds_up=False, front=1),
+    "teacache": Gate(teacache, ("blocks",), looks=True, signal=True, calibrated=True),
+    "first_block": Gate(first_block, ("blocks",), looks=True, adds_up=False, front=1),
     "magcache": Gate(magcache, ("output", "blocks"), calibrated=True),
-    "easycache": Gate(easycache, ("output",)),
-    "seacache": Gate(seacache),
+    "easycache": Gate(easycache, ("output",), looks=True),
+    "seacache": Gate(seacache, looks=True),
 }

@@ -15,6 +15,7 @@ from fewstep.machine import Machine
 from fewstep.models.model import Model
 from fewstep.models.streams import SCOPES, Part, block_lists
 from fewstep.techniques.base import Engaged, Stage, Technique, strings
+from fewstep.techniques.cache.agree import agreed, group_of
 from fewstep.techniques.cache.engine import Engine, Rules, fresh_facts, story
 from fewstep.techniques.cache.gates import GATES, easycache_learns
 from fewstep.techniques.cache.predictors import PREDICTORS
@@ -197,6 +198,8 @@ class Cache(Technique):
             facts["threshold"] = full.threshold
         rules = Rules(full.threshold or math.inf, full.warmup or 0.0, full.longest, full.limit)
         engine = Engine(gate, predictor, rules, facts, easycache_learns if full.gate == "easycache" else None)
+        if groups := {name: group for name, one in model.denoisers.items() if (group := group_of(one)) is not None}:
+            engine.agree = lambda name, decision: agreed(decision, groups[name]) if name in groups else decision
         watch = StackWatch(model, engine, full.part).install()
         wish = Wish(
             full.gate, predictor, full.threshold, full.target_speedup, full.psnr, full.prompts, full.calibration
