@@ -20,7 +20,7 @@ from fewstep.errors import InputError, RecipeError
 from fewstep.models.model import Model
 from fewstep.models.streams import SCOPES
 from fewstep.techniques import Cache
-from fewstep.techniques.cache.budget import Trial, fewest, psnr_each, split
+from fewstep.techniques.cache.budget import Trial, fewest, may_miss, psnr_each, split
 from fewstep.techniques.cache.engine import COMPUTED, REUSED
 from fewstep.techniques.cache.gates import GATES
 from fewstep.techniques.cache.presets import PRESETS
@@ -424,10 +424,32 @@ class TestBudget:
     @given(st.lists(st.floats(0, 60), min_size=9, max_size=9), st.floats(0, 60))
     def test_the_search_finds_the_fewest_of_a_rising_quality(self, levels: list[float], budget: float) -> None:
         rising = dict(enumerate(sorted(levels), 1))
-        best, tried = fewest(10, budget, lambda computed: Trial(computed, (rising[computed], 99.0)))
+        best, tried = fewest(10, budget, lambda computed: Trial(computed, (99.0, rising[computed])))
         kept = [computed for computed in range(2, 10) if rising[computed] >= budget]
         assert (best.computed if best else None) == (kept[0] if kept else None)
-        assert len(tried) <= 4
+        assert len(tried) <= 5
+
+    @pytest.mark.parametrize(("samples", "miss"), [(1, 0), (8, 0), (38, 0), (39, 1), (40, 1), (59, 2), (100, 4)])
+    def test_how_many_may_miss(self, samples: int, miss: int) -> None:
+        assert may_miss(samples) == miss
+        assert Trial(3, tuple(map(float, range(samples)))).kept == miss
+        if samples >= 19:
+            assert (samples - miss) / (samples + 1) >= 0.95 > (samples - miss - 1) / (samples + 1)
+
+    def test_it_looks_below_what_bisection_found(self) -> None:
+        uneven = {2: 0.0, 3: 0.0, 4: 9.0, 5: 0.0, 6: 9.0, 7: 9.0, 8: 9.0, 9: 9.0}
+        best, tried = fewest(10, 5.0, lambda computed: Trial(computed, (uneven[computed],)))
+        assert best is not None
+        assert best.computed == 4
+        assert len({one.computed for one in tried}) == len(tried)
+
+    @pytest.mark.parametrize(("count", "learned"), [(1, 1), (2, 1), (5, 3), (16, 8), (17, 6), (48, 8)])
+    def test_prompts_are_learned_from_or_check(self, count: int, learned: int) -> None:
+        prompts = [f"a ring {number}" for number in range(count)]
+        learn, check = split(prompts)
+        assert len(learn) == learned
+        assert sorted({*learn, *check}) == sorted(prompts)
+        assert count == 1 or not {*learn} & {*check}
 
     def test_psnr_by_hand(self) -> None:
         assert psnr_each(np.full((1, 2, 2, 3), 0.6), np.full((1, 2, 2, 3), 0.5))[0] == pytest.approx(20)

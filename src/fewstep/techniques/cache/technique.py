@@ -37,11 +37,11 @@ class Cache(Technique):
         front, back: with `blocks` and `attention`: the first and the last blocks always run.
         threshold: the error that may add up before the model runs again, > 0, in the gate's own measure.
         target_speedup: with gate `schedule`: one step in so many is computed, > 1.
-        budget: in its place, the quality to keep: `{"psnr": 32}`, in dB, of every sample to its full run. The fewest
-            steps that keep it are searched in the first call of each number of steps, on `prompts` that the calibration
-            did not see. `settled` gives the setting that came out, for a recipe.
-        prompts: to calibrate on (every other one) and to check a budget on (the others); empty: the first call's own,
-            with other noise for the check.
+        budget: in its place, the quality to keep: `{"psnr": 32}`, in dB, of a sample to its full run. The fewest steps
+            that keep it are searched in the first call of each number of steps, on `prompts` that the calibration did
+            not see: all of these must, or with 39 and more as many as lets 95% of others be expected to. `settled` gives the setting that came out, for a recipe.
+        prompts: to calibrate on (every other one, 8 at most) and to check a budget on (the others); empty: the first
+            call's own, with other noise for the check.
         warmup: the part of the noise levels, from the highest down, that is always computed, in [0, 1).
         longest: steps reused in a row at most.
         limit: the measured relative error of a forecast past which the rest of a request is computed in full.

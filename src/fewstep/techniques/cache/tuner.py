@@ -25,6 +25,7 @@ from fewstep.techniques.cache.schedule import Plan, damages, plans, weights_of
 
 GAINS = 8  # noise levels at which a calibration for plans measures what errors grow to
 CHECKED = 8  # samples that a budget is checked on where no prompts are given
+AT_ONCE = 8  # of them in one call
 FEW = 4  # steps: what a few-step student has
 STANDARD_SPEEDUP = 2.0  # of a plan that is told nothing
 LEARN_SEED, CHECK_SEED = 0, 770_001  # of the noise of calibration runs, and of held-out samples
@@ -94,7 +95,7 @@ class Tuner:
             before = {name: value for name, value in self._engine.facts.items() if name.startswith("steps_")}
             tried = search(partial(self._held_out, call, total), total, self._wish.psnr)
             self._speedups[wanted, total] = total / tried[-1].computed
-            self._engine.facts.update(before, trials=[[one.computed, round(one.worst, 2)] for one in tried], **story())
+            self._engine.facts.update(before, trials=[[one.computed, round(one.kept, 2)] for one in tried], **story())
         self._choose(self._speedups[wanted, total])
 
     def _choose(self, speedup: float) -> None:
@@ -105,17 +106,22 @@ class Tuner:
     def _held_out(self, call: Mapping[str, Any], total: int, computed: int | None) -> Samples:
         """The held-out samples with so many steps computed; None: without the cache."""
         prompts: list[Any] = [*split(self._wish.prompts)[1]] or [_first(call.get("prompt"))] * CHECKED
-        check = {**_for_prompts(call, prompts), "generator": generators(len(prompts), CHECK_SEED)}
+        noise = generators(len(prompts), CHECK_SEED)
+        told = "in full" if computed is None else f"with {computed} of {total} steps computed"
         if computed is None:
-            tell(f"the budget: {len(prompts)} held-out samples in full")
             self._watch.remove()
         else:
-            tell(f"the budget: {len(prompts)} held-out samples with {computed} of {total} steps computed")
             self._choose(total / computed)
+        found = []
         try:
-            return np.asarray(run_quietly(self._model.pipe, check, output_type="np"))
+            for low in range(0, len(prompts), AT_ONCE):
+                tell(f"the budget: held-out samples {low + 1} to {min(low + AT_ONCE, len(prompts))} {told}")
+                part = slice(low, low + AT_ONCE)
+                check = {**_for_prompts(call, prompts[part]), "generator": noise[part]}
+                found.append(np.asarray(run_quietly(self._model.pipe, check, output_type="np")))
         finally:
             self._watch.install().forget()
+        return np.concatenate(found)
 
     def _learn(self, calibration: Calibration, denoiser: str, sigmas: tuple[float, ...]) -> Known:
         if self._wish.gate == "schedule":
