@@ -39,8 +39,8 @@ class Cache(Technique):
         target_speedup: with gate `schedule`: one step in so many is computed, > 1.
         budget: in its place, the quality to keep: `{"psnr": 32}`, in dB, of a sample to its full run. The fewest steps
             that keep it are searched in the first call of each number of steps, on `prompts` that the calibration did
-            not see: all of these must, or with 39 and more as many as lets 95% of others be expected to. `settled` gives
-            the setting that came out, for a recipe.
+            not see: by all of these, or of 39 and more by as many as lets one expect it of 95% of others. `settled`
+            gives the setting that came out, for a recipe.
         prompts: to calibrate on (every other one, 8 at most) and to check a budget on (the others); empty: the first
             call's own, with other noise for the check.
         warmup: the part of the noise levels, from the highest down, that is always computed, in [0, 1).
