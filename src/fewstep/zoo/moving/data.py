@@ -6,7 +6,7 @@ fill gigabytes. The rest is kept in numpy files that are mapped, not read whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,23 +16,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep.files import replacing
-from fewstep.zoo.arrays import chunk, made_in_parallel, mapped
+from fewstep.zoo.arrays import mapped
 from fewstep.zoo.moving import vae as whole
 from fewstep.zoo.moving.layout import COLUMNS, TOKENS, layout
 from fewstep.zoo.moving.pipeline import LATENT_SHAPE, PROMPT_TOKENS, build_tokenizer
 from fewstep.zoo.moving.reading import ANSWERS, reading
 from fewstep.zoo.moving.render import render
-from fewstep.zoo.moving.scenes import Ask, describe, sample_scene
+from fewstep.zoo.moving.scenes import describe, sample_scene
 from fewstep.zoo.steps import bar
 from fewstep.zoo.training import autocast
-from fewstep.zoo.words import Tokens, as_tokens
+from fewstep.zoo.worded import Worded
 
-WORDINGS = 4  # prompts kept for every scene
 ENCODED_AT_ONCE = 20  # clips
 
 Latents = NDArray[np.float16]
-Layouts = NDArray[np.float16]
-Readings = NDArray[np.int8]
+
+WORDED = Worded(
+    sample=sample_scene,
+    describe=describe,
+    tokenizer=build_tokenizer,
+    length=PROMPT_TOKENS,
+    reading=reading,
+    answers=len(ANSWERS),
+    layout=layout,
+    shape=(TOKENS, COLUMNS),
+)
 
 
 def clips(seeds: Iterable[int], device: str) -> Tensor:
@@ -40,21 +48,6 @@ def clips(seeds: Iterable[int], device: str) -> Tensor:
     drawn = np.stack([render(sample_scene(np.random.default_rng(seed))) for seed in seeds])
     moved = torch.from_numpy(drawn).to(device).permute(0, 4, 1, 2, 3)
     return moved.mul(2).sub(1).contiguous(memory_format=torch.channels_last_3d)
-
-
-def prompts(out: Path, scenes: int) -> Tokens:
-    """Token ids of `WORDINGS` prompts for every scene, shape (scenes, WORDINGS, PROMPT_TOKENS)."""
-    return made_in_parallel(out / "tokens.npy", _word, scenes, (WORDINGS, PROMPT_TOKENS), np.int16)
-
-
-def readings(out: Path, scenes: int) -> Readings:
-    """What every word of those prompts is about, shape (scenes, WORDINGS, PROMPT_TOKENS, 5): `reading`."""
-    return made_in_parallel(out / "readings.npy", _read, scenes, (WORDINGS, PROMPT_TOKENS, len(ANSWERS)), np.int8)
-
-
-def layouts(out: Path, scenes: int) -> Layouts:
-    """What every token of the clip shows, shape (scenes, 320, COLUMNS): `layout`."""
-    return made_in_parallel(out / "layouts.npy", _lay_out, scenes, (TOKENS, COLUMNS), np.float16)
 
 
 @torch.no_grad()
@@ -73,26 +66,3 @@ def latents(out: Path, scenes: int, vae: AutoencoderKLWan, device: str) -> Laten
                 kept[low : low + len(mean)] = ((mean.float() - centre) / spread).cpu().numpy()
             kept.flush()
     return mapped(path)
-
-
-def _lay_out(start: int, scenes: int) -> Layouts:
-    shown = [layout(sample_scene(np.random.default_rng(seed))) for seed in chunk(start, scenes)]
-    return np.asarray(shown, dtype=np.float16)
-
-
-def _word(start: int, scenes: int) -> Tokens:
-    texts = [text for text, _ in _described(start, scenes)]
-    return as_tokens(build_tokenizer(), texts, PROMPT_TOKENS).reshape(-1, WORDINGS, PROMPT_TOKENS)
-
-
-def _read(start: int, scenes: int) -> Readings:
-    tokenizer = build_tokenizer()
-    read = [reading(tokenizer.tokenize(text), ask) for text, ask in _described(start, scenes)]
-    return np.asarray(read).reshape(-1, WORDINGS, PROMPT_TOKENS, len(ANSWERS))
-
-
-def _described(start: int, scenes: int) -> Iterator[tuple[str, Ask]]:
-    """The `WORDINGS` prompts of each scene and what they ask for."""
-    for seed in chunk(start, scenes):
-        scene = sample_scene(np.random.default_rng(seed))
-        yield from (describe(scene, np.random.default_rng((seed, wording))) for wording in range(WORDINGS))

@@ -25,12 +25,13 @@ from fewstep.files import replacing
 from fewstep.machine import versions
 from fewstep.models.manifest import Manifest
 from fewstep.zoo.moving import data, vae
-from fewstep.zoo.moving.data import WORDINGS, Latents
+from fewstep.zoo.moving.data import WORDED, Latents
 from fewstep.zoo.moving.pipeline import CALL, PROMPT_TOKENS, build_pipeline
 from fewstep.zoo.moving.reading import COLUMNS, QUESTIONS
 from fewstep.zoo.moving.scenes import FRAMES
 from fewstep.zoo.steps import Steps
 from fewstep.zoo.training import autocast, go_on_from, kernels, matrices_in, optimizers, same_run
+from fewstep.zoo.worded import WORDINGS
 from fewstep.zoo.words import as_tokens, misread
 
 DECAY_FROM = 0.3  # of the steps: from there on the rates fall
@@ -162,7 +163,7 @@ def _teach_to_read(out: Path, settings: Settings, pipe: WanPipeline, device: str
     does not change; that of a pipeline that is gone on from stays as it is, unless `new_text`."""
     encoder = pipe.text_encoder
     if settings.start is None or settings.new_text:
-        tokens, readings = data.prompts(out, settings.scenes), data.readings(out, settings.scenes)
+        tokens, readings = WORDED.prompts(out, settings.scenes), WORDED.readings(out, settings.scenes)
         head = nn.Linear(encoder.config.d_model, COLUMNS).to(device)
 
         def loss(step: int) -> Tensor:
@@ -190,7 +191,7 @@ def _trained_pipeline(out: Path, settings: Settings, pipe: WanPipeline, latents:
     folder = out / "pipeline"
     if folder.exists():
         return folder
-    tokens, layouts = data.prompts(out, settings.scenes), data.layouts(out, settings.scenes)
+    tokens, layouts = WORDED.prompts(out, settings.scenes), WORDED.layouts(out, settings.scenes)
     predict: Callable[..., tuple[Tensor, Tensor]] = partial(_velocity_and_middle, pipe)
     if settings.compile:
         predict = torch.compile(predict)

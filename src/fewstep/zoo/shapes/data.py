@@ -5,7 +5,6 @@ Scene `i` is `sample_scene(default_rng(i))`. Everything is kept in numpy files t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,38 +19,31 @@ from fewstep.zoo.shapes.layout import COLUMNS, GRID, layout
 from fewstep.zoo.shapes.pipeline import LATENT_CHANNELS, PROMPT_TOKENS, build_tokenizer
 from fewstep.zoo.shapes.reading import ANSWERS, reading
 from fewstep.zoo.shapes.render import render
-from fewstep.zoo.shapes.scenes import IMAGE_SIZE, Ask, describe, sample_scene
+from fewstep.zoo.shapes.scenes import IMAGE_SIZE, describe, sample_scene
 from fewstep.zoo.steps import bar
-from fewstep.zoo.words import Tokens, as_tokens
+from fewstep.zoo.worded import Worded
 
-WORDINGS = 4  # prompts kept for every scene
 LATENTS_AT_ONCE = 100  # pictures
 
 Pixels = NDArray[np.uint8]
 Latents = NDArray[np.float16]
-Layouts = NDArray[np.float16]
-Readings = NDArray[np.int8]
 Counts = NDArray[np.int8]
+
+WORDED = Worded(
+    sample=sample_scene,
+    describe=describe,
+    tokenizer=build_tokenizer,
+    length=PROMPT_TOKENS,
+    reading=reading,
+    answers=len(ANSWERS),
+    layout=layout,
+    shape=(GRID * GRID, COLUMNS),
+)
 
 
 def pictures(out: Path, scenes: int) -> Pixels:
     """RGB, shape (scenes, 64, 64, 3)."""
     return made_in_parallel(out / "pictures.npy", _draw, scenes, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-
-
-def prompts(out: Path, scenes: int) -> Tokens:
-    """Token ids of `WORDINGS` prompts for every scene, shape (scenes, WORDINGS, PROMPT_TOKENS)."""
-    return made_in_parallel(out / "tokens.npy", _word, scenes, (WORDINGS, PROMPT_TOKENS), np.int16)
-
-
-def readings(out: Path, scenes: int) -> Readings:
-    """What every word of those prompts is about, shape (scenes, WORDINGS, PROMPT_TOKENS, 8): `reading`."""
-    return made_in_parallel(out / "readings.npy", _read, scenes, (WORDINGS, PROMPT_TOKENS, len(ANSWERS)), np.int8)
-
-
-def layouts(out: Path, scenes: int) -> Layouts:
-    """What every image token shows, shape (scenes, 64, COLUMNS): `layout`."""
-    return made_in_parallel(out / "layouts.npy", _lay_out, scenes, (GRID * GRID, COLUMNS), np.float16)
 
 
 def counts(out: Path, scenes: int) -> Counts:
@@ -94,29 +86,6 @@ def _draw(start: int, scenes: int) -> Pixels:
     return np.round(np.clip(made, 0, 1) * 255).astype(np.uint8)
 
 
-def _lay_out(start: int, scenes: int) -> Layouts:
-    shown = [layout(sample_scene(np.random.default_rng(seed))) for seed in chunk(start, scenes)]
-    return np.asarray(shown, dtype=np.float16)
-
-
 def _count(start: int, scenes: int) -> Counts:
     held = [len(sample_scene(np.random.default_rng(seed)).things) for seed in chunk(start, scenes)]
     return np.asarray(held, dtype=np.int8)
-
-
-def _word(start: int, scenes: int) -> Tokens:
-    texts = [text for text, _ in _described(start, scenes)]
-    return as_tokens(build_tokenizer(), texts, PROMPT_TOKENS).reshape(-1, WORDINGS, PROMPT_TOKENS)
-
-
-def _read(start: int, scenes: int) -> Readings:
-    tokenizer = build_tokenizer()
-    read = [reading(tokenizer.tokenize(text), ask) for text, ask in _described(start, scenes)]
-    return np.asarray(read).reshape(-1, WORDINGS, PROMPT_TOKENS, len(ANSWERS))
-
-
-def _described(start: int, scenes: int) -> Iterator[tuple[str, Ask]]:
-    """The `WORDINGS` prompts of each scene and what they ask for."""
-    for seed in chunk(start, scenes):
-        scene = sample_scene(np.random.default_rng(seed))
-        yield from (describe(scene, np.random.default_rng((seed, wording))) for wording in range(WORDINGS))

@@ -25,12 +25,13 @@ from fewstep.files import replacing
 from fewstep.machine import versions
 from fewstep.models.manifest import Manifest
 from fewstep.zoo.shapes import data
-from fewstep.zoo.shapes.data import WORDINGS, Counts, Latents, Pixels, as_images
+from fewstep.zoo.shapes.data import WORDED, Counts, Latents, Pixels, as_images
 from fewstep.zoo.shapes.pipeline import CALL, PROMPT_TOKENS, build_pipeline
 from fewstep.zoo.shapes.reading import COLUMNS, QUESTIONS
 from fewstep.zoo.shapes.scenes import IMAGE_SIZE, SHAPES
 from fewstep.zoo.steps import Steps
 from fewstep.zoo.training import autocast, go_on_from, matrices_in, optimizers, same_run
+from fewstep.zoo.worded import WORDINGS
 from fewstep.zoo.words import as_tokens, misread
 
 TEXT_ENCODERS = ("text_encoder_2", "text_encoder")  # the T5, whose tokens are read, and the CLIP
@@ -140,7 +141,7 @@ def _teach_to_read(out: Path, settings: Settings, pipe: FluxPipeline, device: st
         part.requires_grad_(taught)
     if not taught:
         return
-    tokens, readings = data.prompts(out, settings.scenes), data.readings(out, settings.scenes)
+    tokens, readings = WORDED.prompts(out, settings.scenes), WORDED.readings(out, settings.scenes)
     of_words = nn.Linear(pipe.text_encoder_2.config.d_model, COLUMNS).to(device)
     of_all = nn.Linear(pipe.text_encoder.config.hidden_size, 2 * COLUMNS).to(device)
 
@@ -179,7 +180,7 @@ def _trained_pipeline(out: Path, settings: Settings, pipe: FluxPipeline, latents
     folder = out / "pipeline"
     if folder.exists():
         return folder
-    tokens, layouts = data.prompts(out, settings.scenes), data.layouts(out, settings.scenes)
+    tokens, layouts = WORDED.prompts(out, settings.scenes), WORDED.layouts(out, settings.scenes)
     predict: Callable[..., tuple[Tensor, Tensor]] = partial(_velocity_and_middle, pipe, *_positions(device))
     if settings.compile:
         predict = torch.compile(predict)
