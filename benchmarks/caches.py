@@ -55,7 +55,9 @@ from fewstep.techniques.cache.budget import psnr_each
 from fewstep.techniques.cache.tuner import GAINS, generators
 from fewstep.zoo.tasks import task
 
-REGIONS = ((0.5, 5), (0.35, 5), (0.25, 3), (0.25, 5), (0.25, 10), (0.15, 5))  # share of tokens, all every so many steps
+# Of regions alone, and of regions with a plan around them: share of tokens, all every so many steps, warm-up.
+REGIONS = ((0.25, 5, 0.1), (0.125, 5, 0.1), (0.125, 10, 0.1), (0.125, 5, 0.0), (0.25, 3, 0.1))
+STACKED = ((0.125, 2, 0.1), (0.125, 3, 0.1), (0.25, 3, 0.1))
 TARGETS = (40.0, 35.0, 30.0, 25.0)  # dB
 LEARNED, LEARN_SEED, DRAW_SEED = 8, 31, 77
 CALIBRATION = Path("out/benchmarks/caches-calibration.json")
@@ -116,6 +118,15 @@ def stacked(recipe: Mapping[str, Mapping[str, Any]], pipe: Any, steps: int) -> O
 
 def planned(predictor: str, speed: float, pipe: Any, steps: int) -> On:
     return ours({"target_speedup": speed, "predictor": predictor}, pipe, steps)
+
+
+def regional(share: float, refresh: int, warmup: float, speed: float | None = None) -> tuple[str, PutOn]:
+    """Regions, with a plan around them where it has a speed: what they are, and what puts them on."""
+    regions = {"share": share, "refresh": refresh, "warmup": warmup}
+    what = f"{share:g}, all every {refresh}{', warm-up 0.1' if warmup else ''}"
+    if speed is None:
+        return what, partial(stacked, {"regions": regions})
+    return f"{what}; 1 in {speed:g}", partial(stacked, {"regions": regions, "cache": {"target_speedup": speed}})
 
 
 def of_diffusers(config: Any, pipe: Any, steps: int) -> On:
@@ -180,13 +191,12 @@ def settings() -> list[Setting]:
             Setting(f"fewstep {name}", f"{threshold:g}", partial(ours, {"preset": name, "threshold": threshold}))
             for threshold in thresholds
         ]
-    for share, refresh in REGIONS:
-        regions = {"share": share, "refresh": refresh, "warmup": 0}
-        what = f"{share:g}, all every {refresh}"
-        found.append(Setting("fewstep regions", what, partial(stacked, {"regions": regions})))
-        for speed in (1.5, 2.0, 3.0, 4.2):
-            both = partial(stacked, {"regions": regions, "cache": {"target_speedup": speed}})
-            found.append(Setting("fewstep regions + planned", f"{what}; 1 in {speed:g}", both))
+    found += [Setting("fewstep regions", *regional(*one)) for one in REGIONS]
+    found += [
+        Setting("fewstep regions + planned", *regional(*one, speed))
+        for one in STACKED
+        for speed in (1.5, 2.0, 3.0, 4.2)
+    ]
     found += [
         Setting(f"fewstep {name}", f"at most {n} in a row", partial(ours, {"preset": name, "longest": n}))
         for name in ("pab", "cfg_cache")
