@@ -11,6 +11,7 @@ from fewstep.errors import InputError
 from fewstep.models.model import Model
 from fewstep.techniques import Precision
 from fewstep.techniques.precision import cast, float32_names, main_dtype, stays_float32
+from fewstep.zoo.moving.pipeline import build_pipeline
 from tests.techniques.tiny import ABLE, BARE, CALL, PROMPT, distance, pipeline, run, state
 
 
@@ -39,6 +40,23 @@ def test_main_dtype_is_that_of_most_weights() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(64, 64).bfloat16())
     assert main_dtype(module) == torch.bfloat16
     assert main_dtype(nn.ReLU()) is None
+
+
+def test_what_needs_no_cast_stays_the_very_object() -> None:
+    """Wan's VAE writes its frames' state into a list that it is given."""
+    state = [None, "Rep", torch.ones(2, dtype=torch.float16)]
+    inside = {"feat_cache": state, "at": [0]}
+    assert cast(inside, torch.float16) is inside
+    assert cast(state, torch.float16) is state
+    assert cast(state, torch.float32) is not state
+
+
+def test_a_video_autoencoder_keeps_its_state() -> None:
+    pipe = build_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    call = {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": 24, "num_inference_steps": 1}
+    fast = accelerate(pipe, Precision(), ABLE)
+    assert fast("a red ring moving left", **call).frames.shape == (1, 9, 32, 32, 3)
 
 
 def test_all_parts_are_cast_and_half_the_bytes_are_left() -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from operator import is_
 from typing import Any, ClassVar
 
 import torch
@@ -50,13 +51,18 @@ def stays_float32(path: str, kept: Iterable[str]) -> bool:
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
-    """Floating tensors in `dtype`, inside tuples, lists and dicts too; anything else as it is."""
+    """Floating tensors in `dtype`, inside tuples, lists and dicts too; anything else as it is.
+
+    Where nothing in a list or dict needs it, that very object: a VAE may keep its state in a list that it was given.
+    """
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, list | tuple) and type(value) in (list, tuple):
-        return type(value)(cast(item, dtype) for item in value)
+        items = [cast(item, dtype) for item in value]
+        return value if all(map(is_, items, value)) else type(value)(items)
     if type(value) is dict:
-        return {key: cast(item, dtype) for key, item in value.items()}
+        named = {key: cast(item, dtype) for key, item in value.items()}
+        return value if all(map(is_, named.values(), value.values())) else named
     if isinstance(value, dict):  # a model's output, of a class of its own, which no one else holds yet
         for key, item in value.items():
             value[key] = cast(item, dtype)
