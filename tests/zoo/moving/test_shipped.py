@@ -20,13 +20,13 @@ def test_regions_spare_what_stands_still_and_the_clip_stays() -> None:
 
     def draw(one: object) -> np.ndarray:
         generator = torch.Generator().manual_seed(0)
-        return np.asarray(one(**CALL, num_inference_steps=12, generator=generator).frames)  # type: ignore[operator]
+        return np.asarray(one(**CALL, num_inference_steps=24, generator=generator).frames)  # type: ignore[operator]
 
     plain = draw(pipe)
     assert plain.shape == (1, 17, 64, 64, 3)
-    fast = fewstep.accelerate(pipe, [fewstep.Regions(share=0.25)])
+    fast = fewstep.accelerate(pipe, [fewstep.Regions(share=0.25, refresh=3, warmup=0.2)])
     (psnr,) = psnr_each(draw(fast), plain)
-    assert 25 < psnr < 80
+    assert 30 < psnr < 80
     times = np.array(fast.engaged[0].facts["computed"]["transformer branch 0"]).reshape(5, 8, 8)
     assert times.max() > 2 * times.mean()  # some tokens are computed far more often than others
 
