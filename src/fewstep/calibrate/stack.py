@@ -134,8 +134,9 @@ class StackWatch:
         branch, state, base = place.branch, place.branch.state, None
         if self._part.scope == "guidance":
             if branch is place.first or place.first.step != visit.step.index:
-                branch.output = run()
-                return branch.output
+                output = run()
+                branch.output = with_first(output, first_of(output).clone())
+                return output
             base = first_of(place.first.output)
         visit.reused = self._policy.reuse(visit, state)
         if visit.reused is not None:
