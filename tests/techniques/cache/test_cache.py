@@ -20,7 +20,7 @@ from fewstep.errors import InputError, RecipeError
 from fewstep.models.model import Model
 from fewstep.models.streams import SCOPES
 from fewstep.techniques import Cache
-from fewstep.techniques.cache.budget import Trial, fewest, may_miss, psnr_each, split
+from fewstep.techniques.cache.budget import Trial, fewest, may_miss, psnr_each, search, split
 from fewstep.techniques.cache.engine import COMPUTED, REUSED
 from fewstep.techniques.cache.gates import GATES
 from fewstep.techniques.cache.presets import PRESETS
@@ -421,27 +421,46 @@ class TestBudget:
         with pytest.raises(InputError, match="'budget' of Cache must be"):
             Cache(budget=budget)
 
-    @given(st.lists(st.floats(0, 60), min_size=9, max_size=9), st.floats(0, 60))
-    def test_the_search_finds_the_fewest_of_a_rising_quality(self, levels: list[float], budget: float) -> None:
-        rising = dict(enumerate(sorted(levels), 1))
-        best, tried = fewest(10, budget, lambda computed: Trial(computed, (99.0, rising[computed])))
-        kept = [computed for computed in range(2, 10) if rising[computed] >= budget]
-        assert (best.computed if best else None) == (kept[0] if kept else None)
-        assert len(tried) <= 5
+    @given(st.lists(st.floats(0, 60), min_size=48, max_size=48), st.floats(0, 60))
+    def test_the_search_finds_about_the_fewest_of_a_rising_quality(self, levels: list[float], budget: float) -> None:
+        rising = dict(enumerate(sorted(levels), 2))
+        best, tried = fewest(50, budget, lambda computed: Trial(computed, (99.0, rising[computed]), 2))
+        kept = [computed for computed in rising if rising[computed] >= budget]
+        assert (best is None) == (not kept)
+        if best is not None:
+            assert kept[0] <= best.computed <= round(1.1 * kept[0])
+        assert len({one.computed for one in tried}) == len(tried)
+
+    @pytest.mark.parametrize("total", [2, 3, 4])
+    def test_the_fewest_of_few(self, total: int) -> None:
+        best, tried = fewest(total, 5.0, lambda computed: Trial(computed, (9.0,), 1))
+        assert [one.computed for one in tried] == ([] if total == 2 else [2])
+        assert (best is None) == (total == 2)
 
     @pytest.mark.parametrize(("samples", "miss"), [(1, 0), (8, 0), (38, 0), (39, 1), (40, 1), (59, 2), (100, 4)])
     def test_how_many_may_miss(self, samples: int, miss: int) -> None:
         assert may_miss(samples) == miss
-        assert Trial(3, tuple(map(float, range(samples)))).kept == miss
+        assert Trial(3, tuple(map(float, range(samples))), samples).kept == miss
         if samples >= 19:
             assert (samples - miss) / (samples + 1) >= 0.95 > (samples - miss - 1) / (samples + 1)
 
-    def test_it_looks_below_what_bisection_found(self) -> None:
+    def test_it_finds_the_fewest_where_quality_does_not_rise_evenly(self) -> None:
         uneven = {2: 0.0, 3: 0.0, 4: 9.0, 5: 0.0, 6: 9.0, 7: 9.0, 8: 9.0, 9: 9.0}
-        best, tried = fewest(10, 5.0, lambda computed: Trial(computed, (uneven[computed],)))
+        best, _ = fewest(10, 5.0, lambda computed: Trial(computed, (uneven[computed],), 1))
         assert best is not None
         assert best.computed == 4
-        assert len({one.computed for one in tried}) == len(tried)
+
+    def test_a_trial_ends_when_too_many_missed(self) -> None:
+        drawn: list[int | None] = []
+
+        def run(computed: int | None) -> Any:
+            for _ in range(5):
+                drawn.append(computed)
+                yield np.zeros((8, 1)) if computed in (None, 7) else np.ones((8, 1))
+
+        tried = search(run, 40, 30.0)
+        assert [one.computed for one in tried] == [5, 6, 7]
+        assert [drawn.count(computed) for computed in (None, 5, 6, 7)] == [5, 1, 1, 5]
 
     @pytest.mark.parametrize(("count", "learned"), [(1, 1), (2, 1), (5, 3), (16, 8), (17, 6), (48, 8)])
     def test_prompts_are_learned_from_or_check(self, count: int, learned: int) -> None:

@@ -4,7 +4,8 @@ from."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,20 +17,23 @@ Samples = NDArray[np.floating]  # (n, …), values in [0, 1]
 CEILING = 100.0  # dB: of samples that are the same
 KEPT = 0.95  # of other prompts shall keep what was promised
 LEARNED = 8  # prompts at most are learned from; all others check
-LOOKS = 2  # settings below the one that was found: quality does not fall quite evenly
+START = 8  # the search begins with one step in so many computed
+GROWTH = 1.1  # and with so many times as many after each that failed
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting on held-out prompts: how many steps it computed, and each sample's PSNR to the full run, in dB."""
+    """One setting on held-out prompts: how many steps it computed, and the PSNR of each sample to its full run, in dB:
+    of all `samples`, or of the first of them, when more than may had missed what was asked for."""
 
     computed: int
     psnr: tuple[float, ...]
+    samples: int
 
     @property
     def kept(self) -> float:
         """What all samples keep, but for as many as may miss it."""
-        return sorted(self.psnr)[may_miss(len(self.psnr))]
+        return sorted(self.psnr)[may_miss(self.samples)]
 
 
 def may_miss(samples: int) -> int:
@@ -42,29 +46,31 @@ def may_miss(samples: int) -> int:
 
 
 def fewest(total: int, budget: float, trial: Callable[[int], Trial]) -> tuple[Trial | None, list[Trial]]:
-    """The fewest computed steps of `total` that keep `budget` dB, by bisection and a few looks below it; None where
-    none do. Returns with it all that was tried."""
-    tried: dict[int, Trial] = {}
+    """About the fewest computed steps of `total` that keep `budget` dB, at most `GROWTH` times as many; None where none
+    do. Returns with it all that was tried.
+
+    From below: quality does not rise evenly with the steps, so that bisection could miss the fewest by far, and a trial
+    that fails is told by its first samples.
+    """
+    tried: list[Trial] = []
 
     def keeps(computed: int) -> bool:
-        if computed not in tried:
-            tried[computed] = trial(computed)
-        return tried[computed].kept >= budget
+        tried.append(trial(computed))
+        return tried[-1].kept >= budget
 
-    low, high = 2, total - 1  # at least both ends; at least one step reused
-    best: int | None = None
-    while low <= high:
-        middle = (low + high) // 2
-        if keeps(middle):
-            best, high = middle, middle - 1
-        else:
-            low = middle + 1
-    if best is not None:
-        computed = best - 1
-        while computed >= max(2, best - LOOKS):
-            best = computed if keeps(computed) else best
-            computed -= 1
-    return (None if best is None else tried[best]), list(tried.values())
+    computed = min(max(2, total // START), total - 1)  # at least both ends; at least one step reused
+    if computed < 2:
+        return None, tried
+    if keeps(computed):
+        best = tried[-1]
+        while computed > 2 and keeps(computed := computed - 1):
+            best = tried[-1]
+        return best, tried
+    while computed < total - 1:
+        computed = min(total - 1, max(computed + 1, round(computed * GROWTH)))
+        if keeps(computed):
+            return tried[-1], tried
+    return None, tried
 
 
 def psnr_each(samples: Samples, reference: Samples) -> tuple[float, ...]:
@@ -73,17 +79,28 @@ def psnr_each(samples: Samples, reference: Samples) -> tuple[float, ...]:
     return tuple(float(min(CEILING, -10 * np.log10(max(square, 1e-20)))) for square in squares)
 
 
-def search(run: Callable[[int | None], Samples], total: int, budget: float) -> list[Trial]:
+def search(run: Callable[[int | None], Generator[Samples]], total: int, budget: float) -> list[Trial]:
     """`fewest` on a pipeline; what was tried, the best last.
 
-    `run(k)` makes the held-out samples with `k` of `total` steps computed, `run(None)` with all, without a cache.
+    `run(k)` makes the held-out samples with `k` of `total` steps computed, a part of them at a time, `run(None)` with
+    all, without a cache.
 
     Raises:
         InputError: no setting that reuses a step keeps the budget; the message has the nearest that one does.
     """
-    full = run(None)
+    full = list(run(None))
+    samples = sum(map(len, full))
 
-    best, tried = fewest(total, budget, lambda computed: Trial(computed, psnr_each(run(computed), full)))
+    def trial(computed: int) -> Trial:
+        found: list[float] = []
+        with closing(run(computed)) as parts:
+            for part, reference in zip(parts, full, strict=False):
+                found += psnr_each(part, reference)
+                if sum(psnr < budget for psnr in found) > may_miss(samples):
+                    break
+        return Trial(computed, tuple(found), samples)
+
+    best, tried = fewest(total, budget, trial)
     if best is None:
         nearest = max((one.kept for one in tried), default=0.0)
         raise InputError(

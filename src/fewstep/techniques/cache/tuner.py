@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -103,8 +103,8 @@ class Tuner:
         self._engine.facts["target_speedup"] = speedup
         self._timesteps = None
 
-    def _held_out(self, call: Mapping[str, Any], total: int, computed: int | None) -> Samples:
-        """The held-out samples with so many steps computed; None: without the cache."""
+    def _held_out(self, call: Mapping[str, Any], total: int, computed: int | None) -> Generator[Samples]:
+        """The held-out samples with so many steps computed, a part at a time; None: without the cache."""
         prompts: list[Any] = [*split(self._wish.prompts)[1]] or [_first(call.get("prompt"))] * CHECKED
         noise = generators(len(prompts), CHECK_SEED)
         told = "in full" if computed is None else f"with {computed} of {total} steps computed"
@@ -112,16 +112,14 @@ class Tuner:
             self._watch.remove()
         else:
             self._choose(total / computed)
-        found = []
         try:
             for low in range(0, len(prompts), AT_ONCE):
                 tell(f"the budget: held-out samples {low + 1} to {min(low + AT_ONCE, len(prompts))} {told}")
                 part = slice(low, low + AT_ONCE)
                 check = {**_for_prompts(call, prompts[part]), "generator": noise[part]}
-                found.append(np.asarray(run_quietly(self._model.pipe, check, output_type="np")))
+                yield np.asarray(run_quietly(self._model.pipe, check, output_type="np"))
         finally:
             self._watch.install().forget()
-        return np.concatenate(found)
 
     def _learn(self, calibration: Calibration, denoiser: str, sigmas: tuple[float, ...]) -> Known:
         if self._wish.gate == "schedule":
