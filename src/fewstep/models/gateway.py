@@ -61,7 +61,8 @@ class Gateway:
         enable_gqa: bool = False,
         **others: Any,
     ) -> Tensor:
-        if torch.compiler.is_compiling():  # the others are read when the operation runs
+        # The backend is read when the operation runs; what it is told besides can't go into that, and breaks the graph.
+        if torch.compiler.is_compiling() and not others.get("attention_kwargs"):
             numbers = (dropout_p, is_causal, scale, enable_gqa)
             answer: Tensor = attend(query, key, value, attn_mask, *numbers, self.number)
             return answer
@@ -107,15 +108,5 @@ def attend(
 
 
 @attend.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-    gateway: int,
-) -> Tensor:
+def _(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> Tensor:
     return query.new_empty((*query.shape[:-1], value.shape[-1]))

@@ -108,6 +108,7 @@ class Memory:
     since: int = 0  # of these, those since the last full one
     highest: float = math.nan  # the noise level of the first step
     stopped: bool = False  # a forecast missed by more than the limit
+    masked: tuple[Tensor, int] | None = None  # the tokens under the mask, (tokens,), and how many to compute
     times: Tensor | None = None  # how often each token was computed in a regional step, (batch or 1, tokens)
 
     @property
@@ -226,10 +227,11 @@ class RegionWatch:
             owing = owing.amax(0, keepdim=True)
         count = math.ceil(self._regions.share * memory.grid.tokens)
         if self._mask is not None:
-            inside = covered(self._mask, memory.grid, self._aspect or 1.0).to(owing.device)
+            if memory.masked is None:
+                inside = covered(self._mask, memory.grid, self._aspect or 1.0)
+                memory.masked = inside.to(owing.device), in_buckets(int(inside.sum()), memory.grid.tokens)
+            inside, count = memory.masked
             owing = torch.where(inside, owing + owing.max() + 1, owing)
-            step_size = math.ceil(memory.grid.tokens / BUCKETS)
-            count = min(math.ceil(int(inside.sum()) / step_size) * step_size, memory.grid.tokens)
         return Rows(largest(owing, count), memory.grid.tokens)
 
     def _learn(self, memory: Memory, step: Step, prediction: Tensor, rows: Rows | None) -> Tensor:
@@ -267,6 +269,12 @@ class RegionWatch:
                 memory.times = torch.zeros(len(rows.active), rows.tokens, device=rows.active.device)
             memory.times.scatter_add_(1, rows.active, torch.ones_like(rows.active, dtype=memory.times.dtype))
         self._memories[branch] = memory
+
+
+def in_buckets(count: int, tokens: int) -> int:
+    """The next of `BUCKETS` sizes."""
+    size = math.ceil(tokens / BUCKETS)
+    return min(math.ceil(count / size) * size, tokens)
 
 
 def _number(value: object) -> bool:

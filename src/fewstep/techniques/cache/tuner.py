@@ -71,7 +71,7 @@ class Tuner:
         self._known = {}
         self._engine.known = (lambda visit: NOTHING) if differences else partial(self._knowledge, found)
         if self._wish.psnr is not None and not differences:
-            self._keep_budget(wanted, found, call)
+            self._keep_budget(wanted, call)
 
     def _knowledge(self, calibration: Calibration, visit: Visit) -> Known:
         scheduler = self._model.pipe.scheduler
@@ -86,7 +86,7 @@ class Tuner:
             self._engine.facts["expected_error"] = self._learned[key].error
         return self._known[visit.denoiser]
 
-    def _keep_budget(self, wanted: Signature, calibration: Calibration, call: Mapping[str, Any]) -> None:
+    def _keep_budget(self, wanted: Signature, call: Mapping[str, Any]) -> None:
         """Choose the speed-up for this call's number of steps, unless that was done before."""
         asked = effective_call(self._model, call)
         total = int(asked.get("num_inference_steps") or 0)
