@@ -141,8 +141,8 @@ def cpu_features(capabilities: Mapping[str, object], *, compiles: bool) -> froze
 def keep_freed_memory() -> bool:
     """Let this process keep the memory that it frees for its next tensors.
 
-    Else the system takes large blocks back, and clears every page again when they are asked for: some 5% of a few-step
-    call on a CPU. False where the C library has no such setting (it is glibc's).
+    Else the system takes large blocks back, and clears every page again when they are asked for: on a CPU some 5% of a
+    few-step call, and up to a third of a training step. False where the C library has no such setting (it is glibc's).
     """
     mallopt = None if os.name == "nt" else getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(mallopt(setting, value) for setting, value in MALLOC_SETTINGS.items())

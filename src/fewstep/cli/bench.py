@@ -10,7 +10,6 @@ import typer
 from fewstep.cli.check import at_least, recipe_of
 from fewstep.cli.show import RECIPE_HELP, AsJson, print_report, working
 from fewstep.errors import InputError, bad_value
-from fewstep.machine import keep_freed_memory
 
 COMMAND = "fewstep bench"
 
@@ -40,7 +39,6 @@ def bench(
     with working():
         from fewstep.bench.pipelines import run
 
-        keep_freed_memory()
         report = run(
             model,
             recipe_of(recipe),

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from fewstep.cli.show import AsJson, print_report, working
-from fewstep.machine import keep_freed_memory
 
 
 def demo(
@@ -24,6 +23,5 @@ def demo(
     with working():
         from fewstep.bench.demo import run
 
-        keep_freed_memory()
         report = run(out, show=False)
     print_report(report, out, as_json=as_json)

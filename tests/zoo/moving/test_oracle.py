@@ -116,6 +116,20 @@ def test_a_clip_that_is_spoilt_in_one_way_is_no_answer() -> None:
     assert [name for name, made in spoilt.items() if one(np.asarray(made, np.float32))] == []
 
 
+def test_an_object_between_two_speeds_has_a_direction() -> None:
+    clip = alone(pace=1.45)
+    (mover,) = read(clip).things
+    assert (mover.direction, mover.speed) == ("down", None)
+    assert one(clip)
+    assert not answers(Ask((ThingAsk("square", "blue", "down", "fast"),)), read(clip))
+
+
+def test_an_object_may_come_to_rest_at_a_border() -> None:
+    clip = render(replace(SCENE, things=(replace(SQUARE, x=20, y=36, pace=2.0),)))
+    rests = np.concatenate([clip[:10], np.repeat(clip[10:11], 7, 0)])
+    assert one(rests)
+
+
 def test_a_moving_background_is_not_still() -> None:
     reading = read(
         np.stack([np.roll(frame, 2 * i, axis=0) for i, frame in enumerate(render(Scene((), "grey", "wavy", 1)))])

@@ -3,7 +3,7 @@
 In every frame, regions more vivid than any background are objects. A region's *tint*, the part of a pixel's colour
 that is orthogonal to grey, less that of the background, along the tint of an object's colour, says how much of the
 pixel the object covers. The object of one colour is followed through the frames: it must be there in each of them, in
-one shape, and its centre must move along one axis, evenly, turning round at the borders only.
+one shape, and its centre must move along one axis, evenly at first, without jumps, turning round at the borders only.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ STRETCH = 1.5  # pixels by which a radius may lie outside of `RADII`
 SIZES = tuple(float(size) for size in np.arange(RADII[0] - STRETCH, RADII[1] + STRETCH + 0.01, 0.5))  # tried radii
 BLURS = (0.5, 1.0)  # of outlines, in pixels: a clip may be slightly blurred
 PATCH = 28  # pixels around an object that its outlines are compared with
-FIRST = 7  # steps from frame to frame whose sum tells the first direction
-UNEVEN = 0.5  # pixels a frame by which a step may differ from the median one
-EVEN = 12  # of the 16 steps that must not differ by more; the turn at a border is one that does, or two
+FIRST = 7  # steps from frame to frame that tell the first direction and the speed: no object turns round in them
+UNEVEN = 0.5  # pixels a frame by which a step may differ from the median of the first ones
+EVEN = 6  # of the first steps that must not differ by more
+JUMP = 2.0  # pixels by which no step of a clip may be longer than that median
 TURN = 5.0  # pixels between an object that turns round and the border, at most
 DRIFT = 3.0  # pixels by which an object may leave its line
 PACES: dict[Speed, tuple[float, float]] = {"slow": (0.5, 1.4), "fast": (1.5, 2.6)}  # median steps, in pixels a frame
@@ -249,25 +250,24 @@ def _offset(shape: Shape, size: float) -> Array:
 
 
 def _moved(centres: Array) -> tuple[Direction | None, Speed | None]:
-    """The first direction and the speed, None where the centres do not follow a line evenly."""
-    steps = np.diff(centres, axis=0)
-    first = steps[:FIRST].sum(0)
-    axis = int(np.abs(first).argmax())
-    direction = next(name for name, way in DIRECTIONS.items() if way[axis] * first[axis] > 0 or not first.any())
-    pace = float(np.median(np.abs(steps[:, axis])))
-    speed = next((name for name, (low, high) in PACES.items() if low <= pace <= high), None)
-    clear = speed is not None and _straight(centres[:, 1 - axis]) and _even(centres[:, axis], pace)
-    return (direction, speed) if clear else (None, None)
-
-
-def _straight(across: Array) -> bool:
-    return bool(np.ptp(across) <= DRIFT)
+    """The first direction and the speed; both None where the movement is not clear, the speed between two of them."""
+    first = np.diff(centres[: FIRST + 1], axis=0)
+    axis = int(np.abs(first.sum(0)).argmax())
+    pace = float(np.median(np.abs(first[:, axis])))
+    along, across = centres[:, axis], centres[:, 1 - axis]
+    if pace < PACES["slow"][0] or np.ptp(across) > DRIFT or not _even(along, pace):
+        return None, None
+    direction = next(name for name, way in DIRECTIONS.items() if way[axis] * first[:, axis].sum() > 0)
+    return direction, next((name for name, (low, high) in PACES.items() if low <= pace <= high), None)
 
 
 def _even(along: Array, pace: float) -> bool:
-    """Whether nearly all steps are as long as the median one, none much longer, and every turn is at a border."""
+    """Whether nearly all first steps are as long as the median one, none is a jump, and every turn is at a border.
+
+    What happens to the speed at a border is not judged: no prompt says it.
+    """
     steps = np.diff(along)
-    alike = np.abs(np.abs(steps) - pace) <= UNEVEN
+    alike = np.abs(np.abs(steps[:FIRST]) - pace) <= UNEVEN
     turns = np.flatnonzero(np.sign(steps[1:]) * np.sign(steps[:-1]) < 0) + 1
     room = np.minimum(along, IMAGE_SIZE - along)[turns] - RADII[1]
-    return bool(alike.sum() >= EVEN and np.abs(steps).max() <= pace + 2 * UNEVEN and (room <= TURN).all())
+    return bool(alike.sum() >= EVEN and np.abs(steps).max() <= pace + JUMP and (room <= TURN).all())
