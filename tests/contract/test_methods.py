@@ -15,20 +15,33 @@ from fewstep.distill.job import Job, Rung
 from fewstep.distill.run import distill
 from fewstep.models.load import load
 from fewstep.models.manifest import manifest_of
-from tests.distill.pipes import SIZE, pipeline
+from tests.distill.pipes import SIZE, pipeline, video_pipeline
 
 PROMPTS = ["a red ring", "a small blue cross on a dark background", "two circles"]
 FEW = {"critic_steps": 1, "discriminator_steps": 1, "stages": 2}
 
 
 @pytest.fixture(scope="module")
-def teacher():
-    return pipeline()
+def teachers():
+    return {False: pipeline(), True: video_pipeline()}
+
+
+@pytest.fixture
+def teacher(teachers, request):
+    """Of video for the methods that need it."""
+    method = getattr(request.node, "callspec", None) and request.node.callspec.params.get("method")
+    return teachers[bool(method) and CATALOG[method].video]
 
 
 @pytest.fixture(scope="module")
-def paths(tmp_path_factory):
-    return tmp_path_factory.mktemp("paths") / "shared"
+def made(tmp_path_factory):
+    return {video: tmp_path_factory.mktemp("paths") / "shared" for video in (False, True)}
+
+
+@pytest.fixture
+def paths(made, request):
+    method = getattr(request.node, "callspec", None) and request.node.callspec.params.get("method")
+    return made[bool(method) and CATALOG[method].video]
 
 
 def rung(method: str, iterations: int = 2) -> Rung:
@@ -59,8 +72,11 @@ def test_a_student_of_every_method_runs_in_plain_diffusers(teacher, tmp_path, pa
     plain = DiffusionPipeline.from_pretrained(folder)
     plain.set_progress_bar_config(disable=True)
     assert plain.scheduler.config.stochastic_sampling == (manifest.sampler == "renoise")
-    call = {**SIZE, "num_inference_steps": 2, "output_type": "latent", "generator": torch.Generator().manual_seed(0)}
-    assert plain("a red ring", **call).images.isfinite().all()
+    video = CATALOG[method].video
+    assert (manifest.causal == {"size": 1, "window": None, "sink": 0}) is video
+    own = {name: value for name, value in manifest.call.items() if name != "negative_prompt"} if video else SIZE
+    call = {**own, "num_inference_steps": 2, "output_type": "latent", "generator": torch.Generator().manual_seed(0)}
+    assert plain("a red ring", **call)[0].isfinite().all()
     both = zip(plain.transformer.parameters(), teacher.transformer.parameters(), strict=True)
     assert sum(not torch.equal(a, b) for a, b in both) > 10
     assert all(value == value for line in losses(tmp_path) for value in line.values())

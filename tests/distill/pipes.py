@@ -10,10 +10,13 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
     StableDiffusionPipeline,
+    WanPipeline,
+    WanTransformer3DModel,
 )
 
 from fewstep.models.load import with_defaults
 from fewstep.models.manifest import Manifest
+from fewstep.zoo.moving.pipeline import build_pipeline as build_video
 from fewstep.zoo.shapes.pipeline import LATENT_CHANNELS, build_pipeline
 from tests.models.tiny import unet
 
@@ -70,3 +73,17 @@ def stable_diffusion(scheduler: Any) -> StableDiffusionPipeline:
     pipe.set_progress_bar_config(disable=True)
     call = {"height": 32, "width": 32, "num_inference_steps": 8, "guidance_scale": 4.0}
     return with_defaults(pipe, Manifest("tiny-sd", call=call))
+
+
+def video_pipeline(seed: int = 0) -> WanPipeline:
+    """A teacher of video with guidance: the zoo's parts around a transformer of two blocks, random weights."""
+    call = {"height": 16, "width": 16, "num_frames": 9, "max_sequence_length": 8, "guidance_scale": 2.5}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        whole = build_video()
+        transformer = WanTransformer3DModel.from_config(
+            {**whole.transformer.config, "num_layers": 2, "num_attention_heads": 2, "ffn_dim": 32}
+        )
+        pipe = WanPipeline(**{**whole.components, "transformer": transformer})
+    pipe.set_progress_bar_config(disable=True)
+    return with_defaults(pipe, Manifest("tiny video", call={**call, "num_inference_steps": 8, "negative_prompt": ""}))

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 from fewstep.diffusion.samplers import flow_times
 from fewstep.distill.export import export
-from fewstep.distill.schedulers import shift_of
+from fewstep.distill.schedulers import shift_of, student_scheduler
 from fewstep.errors import InputError
 from fewstep.models.load import load
 from fewstep.models.manifest import Manifest, manifest_of
-from tests.distill.pipes import SHIFT, SIZE, pipeline, transformer
+from tests.distill.pipes import SHIFT, SIZE, pipeline, transformer, video_pipeline
 
 STEPS = 3
 MANIFEST = Manifest(
@@ -106,6 +106,21 @@ def test_times_that_no_shift_gives_are_refused(teacher, student, tmp_path):
         export(student, teacher, tmp_path / "s", replace(MANIFEST, times=None), EXAMPLE)
     with pytest.raises(InputError, match="'stored' of export"):
         export(student, teacher, tmp_path / "s", MANIFEST, EXAMPLE, stored="int8")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("steps", [3, 4, 8])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0])
+def test_times_that_diffusers_spaces_have_their_shift_too_and_a_student_its_own(steps, shift):
+    """As in Wan and SD 3, which tell their scheduler a number alone."""
+    spaced = FlowMatchEulerDiscreteScheduler(shift=shift)
+    spaced.set_timesteps(steps)
+    assert shift_of(tuple(spaced.sigmas.tolist())) == pytest.approx(shift, rel=1e-3)
+    pipe = video_pipeline()
+    pipe.scheduler = spaced
+    wanted = flow_times(steps, shift)
+    student = student_scheduler(pipe, wanted)
+    student.set_timesteps(steps)
+    assert student.sigmas.tolist() == pytest.approx(wanted, abs=1e-4)
 
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])

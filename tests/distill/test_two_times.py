@@ -136,7 +136,7 @@ def test_a_folded_student_runs_in_a_plain_pipeline(name):
     assert plain.state_dict().keys() == teacher.module.state_dict().keys()
     assert not any(embedder._forward_hooks for embedder in time_embedders(plain).values())
     setattr(pipe, part, plain)
-    pipe.scheduler = student_scheduler(pipe.scheduler, times)
+    pipe.scheduler = student_scheduler(pipe, times)
     _, call = PIPELINES[name]()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -36,7 +36,8 @@ Time = Tensor | float
 class Schedule:
     """x_t = alpha(t)·x0 + sigma(t)·noise, and what the network's output means. Make one by `flow`, `vp` or `edm`.
 
-    A time is a float or a tensor of shape () or (batch,); larger is noisier. Coefficients are computed in float64.
+    A time is a float or a tensor of shape () or (batch,); larger is noisier. The frames of a video of shape (batch,
+    channels, frames, …) may each have their own, (batch, frames). Coefficients are computed in float64.
 
     - flow: t in [0, 1], alpha = 1 − t, sigma = t.
     - vp: t is the training timestep, continuous in [−1, T − 1]; −1 is clean data. Between timesteps the angle
@@ -186,24 +187,29 @@ class Schedule:
     def _like(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """alpha and sigma in the dtype we compute in, shaped to multiply x."""
         wide = _wide_dtype(x)
-        alpha, sigma = (c.to(x.device, wide) for c in self._mix(t))
-        if alpha.dim() == 0:
-            return alpha, sigma
-        shape = (-1, *[1] * (x.dim() - 1))
-        return alpha.view(shape), sigma.view(shape)
+        alpha, sigma = (shaped(c, x).to(x.device, wide) for c in self._mix(t))
+        return alpha, sigma
 
 
 class Denoiser(Protocol):
     """What every model is to us: a prediction for x_t at t under a condition, with its schedule.
 
     `__call__` takes x_t of shape (batch, …), t as a float or shape () or (batch,), and returns the raw prediction in
-    x_t's shape, guidance already inside.
+    x_t's shape, guidance already inside. A causal one takes a time for each frame too, (batch, frames).
     """
 
     @property
     def schedule(self) -> Schedule: ...
 
     def __call__(self, x_t: Tensor, t: Time, cond: Any = None) -> Tensor: ...
+
+
+def shaped(coefficient: Tensor, x: Tensor) -> Tensor:
+    """What depends on the time, of shape (), (batch,) or (batch, frames), shaped to multiply x (batch, …)."""
+    if coefficient.dim() == 0:
+        return coefficient
+    frames = (1, coefficient.shape[1]) if coefficient.dim() == 2 else ()
+    return coefficient.view(len(coefficient), *frames, *[1] * (x.dim() - 1 - len(frames)))
 
 
 def _noise_left(x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

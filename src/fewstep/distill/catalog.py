@@ -36,6 +36,7 @@ class Card:
         least_batch: an effective batch below this gives noisy students; a run that has less is told so.
         two_times: the student is told how long its step is.
         jvp: it takes a derivative along the path, by forward mode or a difference.
+        video: its students are causal, of video transformers alone.
         when: the case to take it in.
     """
 
@@ -53,6 +54,7 @@ class Card:
     least_batch: int = 32
     two_times: bool = False
     jvp: bool = False
+    video: bool = False
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -269,6 +271,32 @@ CATALOG: dict[str, Card] = {
         rate=5e-5,
         rates=CRITIC,
         betas=BETAS,
+    ),
+    "causal_kd": Card(
+        makers.causal_kd,
+        "Knowledge distillation into a causal video student",
+        "arXiv 2412.07772",
+        "paths",
+        EITHER,
+        networks=1,
+        cost=3,
+        when="The first rung of live video: the student makes a video chunk by chunk, from the past alone.",
+        video=True,
+    ),
+    "self_forcing": Card(
+        makers.self_forcing,
+        "Self-Forcing: distribution matching on the student's own rollouts",
+        "arXiv 2506.08009",
+        "prompts",
+        RENOISED,
+        networks=3,
+        cost=30,
+        when="The second rung of live video: mends what the student's own past does to it.",
+        least_batch=64,
+        rate=5e-5,
+        rates=CRITIC,
+        betas=BETAS,
+        video=True,
     ),
 }
 

@@ -59,7 +59,7 @@ def export(
         raise InputError(f"The manifest of the student {manifest.name!r} must have its steps and times.")
     if stored not in get_args(Stored):
         raise InputError(bad_value("stored", "export", f"one of {', '.join(get_args(Stored))}", stored))
-    scheduler = student_scheduler(pipe.scheduler, manifest.times, renoise=manifest.sampler == "renoise")
+    scheduler = student_scheduler(pipe, manifest.times, renoise=manifest.sampler == "renoise")
     parts = {**pipe.components, component: student.eval(), "scheduler": scheduler}
     whole = type(pipe)(**parts)
     check_steps(whole, component, manifest, example)
@@ -94,7 +94,7 @@ def export_lora(
     """
     check_lora(pipe)
     assert manifest.times is not None
-    scheduler = student_scheduler(pipe.scheduler, manifest.times, renoise=manifest.sampler == "renoise")
+    scheduler = student_scheduler(pipe, manifest.times, renoise=manifest.sampler == "renoise")
     with replacing(Path(folder)) as aside:
         aside.mkdir()
         save_file(peft_state(adapter, component), str(aside / LORA), metadata={"format": "pt"})

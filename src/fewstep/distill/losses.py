@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.schedule import Schedule, Time
+from fewstep.diffusion.schedule import Schedule, Time, shaped
 from fewstep.errors import InputError, bad_value
 
 Weighting = Literal["velocity", "x0", "snr"]
@@ -18,11 +18,10 @@ def step_target(schedule: Schedule, x_t: Tensor, t: Tensor, x_s: Tensor, s: Tens
     """The x0 with which one DDIM (for a flow: Euler) step from x_t at t lands on x_s at s < t.
 
     It solves x_t = alpha_t·x0 + sigma_t·noise, x_s = alpha_s·x0 + sigma_s·noise for x0 (arXiv 2202.00512, appendix G).
-    For a flow it means the velocity (x_t − x_s) / (t − s). Times of shape (batch,); shape of x_t.
+    For a flow it means the velocity (x_t − x_s) / (t − s). Times of shape (batch,) or (batch, frames); shape of x_t.
     """
-    shape = (-1, *[1] * (x_t.dim() - 1))
     alpha_t, sigma_t, alpha_s, sigma_s = (
-        coefficient(time).view(shape).to(x_t.device, torch.float32)
+        shaped(coefficient(time), x_t).to(x_t.device, torch.float32)
         for time in (t, s)
         for coefficient in (schedule.alpha, schedule.sigma)
     )
@@ -75,8 +74,8 @@ class Distance:
             raise InputError(bad_value("huber", "the loss", "0 or above", self.huber))
 
     def __call__(self, schedule: Schedule, prediction: Tensor, x_t: Tensor, t: Tensor, x0: Tensor) -> Tensor:
-        """Mean over the batch, a scalar: `prediction` at x_t (batch, …) and t (batch,) against the wanted x0."""
+        """Mean over the batch, a scalar: `prediction` at x_t (batch, …) and t against the wanted x0."""
         guess = schedule.to_x0(prediction.float(), x_t.float(), t)
-        counts = weight(schedule, self.weighting, t).to(guess).view(-1, *[1] * (guess.dim() - 1))
+        counts = shaped(weight(schedule, self.weighting, t), guess).to(guess)
         difference = counts * (guess - x0.float())
         return (pseudo_huber(difference, self.huber) if self.huber else squared(difference)).mean()

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from fewstep.distill.data.samples import PathBatch
+from fewstep.distill.engine.lora import Adapter
 from fewstep.distill.engine.roles import Swappable
 from fewstep.distill.losses import Distance
 from fewstep.distill.methods.adversary import Adversary, Gan
 from fewstep.distill.methods.backward import Rollout, Stepping
+from fewstep.distill.methods.causal_kd import CausalKD, whole_chunks
 from fewstep.distill.methods.consistency import Consistency, Shrinking
 from fewstep.distill.methods.discriminator import FeatureDiscriminator
 from fewstep.distill.methods.dmd2 import DMD2, EVERYWHERE
@@ -25,8 +27,12 @@ from fewstep.distill.methods.rcm import RCM, RandomRollout
 from fewstep.distill.methods.reflow import Reflow
 from fewstep.distill.methods.scm import SCM
 from fewstep.distill.methods.scores import Critic
+from fewstep.distill.methods.self_forcing import ChunkRollout
 from fewstep.distill.methods.sid import SiD
 from fewstep.distill.methods.tcm import TCM
+from fewstep.errors import InputError
+from fewstep.models.causal import make_causal
+from fewstep.models.window import Chunks
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +69,19 @@ class Given:
         """The student as it is before training."""
         return self.student.with_module(copy.deepcopy(self.student.module).eval().requires_grad_(False))
 
+    def causal(self, chunks: Chunks) -> Swappable:
+        """The student, which from now on sees only the past.
+
+        Raises:
+            InputError: it can't, or its clips are no whole chunks; or it shares its backbone with a teacher, who must
+                see everything.
+        """
+        if isinstance(self.student.module, Adapter):
+            raise InputError("A causal student can't share its teacher's backbone: take roles: copies.")
+        whole_chunks(self.batch.states[:, -1], chunks)
+        make_causal(self.student.module, chunks)
+        return self.student
+
     def rollout(self, simulated: bool) -> Rollout:
         return Rollout(self.times, self.sampler, simulated)
 
@@ -75,6 +94,26 @@ class Given:
 
 def kd(given: Given) -> KD:
     return KD(given.student, given.distance)
+
+
+def causal_kd(given: Given, *, chunk: int = 1, window: int | None = None, sink: int = 0) -> CausalKD:
+    chunks = Chunks(chunk, window, sink)
+    return CausalKD(given.causal(chunks), chunks, given.distance)
+
+
+def self_forcing(
+    given: Given,
+    *,
+    chunk: int = 1,
+    window: int | None = None,
+    sink: int = 0,
+    critic_steps: int = 5,
+    guided: tuple[float, float] = EVERYWHERE,
+) -> DMD2:
+    chunks = Chunks(chunk, window, sink)
+    rollout = ChunkRollout(given.times, chunks, given.sampler)
+    student, critic = given.causal(chunks), given.critic
+    return DMD2(student, given.teacher, critic, rollout, critic_steps, guided=guided).checked(given.batch)
 
 
 def reflow(given: Given) -> Reflow:

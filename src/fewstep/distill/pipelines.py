@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from fewstep.distill.watching.record import Recorder
 from fewstep.distill.watching.watch import Gallery, Score, each
 from fewstep.errors import InputError
 from fewstep.machine import versions
+from fewstep.models.causal import causal_of
 from fewstep.models.load import for_each, load
 from fewstep.models.manifest import Manifest, manifest_of
 from fewstep.models.trace import TracedDenoiser, trace
@@ -67,7 +68,7 @@ class PipelineJob:
         _check_traced(traced)
         given = cls(pipe, job, traced, prompts, example, score, source)
         # What can't be written in the end is told now.
-        student_scheduler(pipe.scheduler, given._times(job.steps), renoise=job.stepping == "renoise")
+        student_scheduler(pipe, given._times(job.steps), renoise=job.stepping == "renoise")
         return given
 
     @property
@@ -120,7 +121,9 @@ class PipelineJob:
     def write(self, weights: nn.Module) -> Path:
         """The student's folder, `out/student`, from what the ladder gave."""
         job, folder = self.job, Path(self.job.out) / "student"
-        manifest = self.manifest(job.steps, job.stepping)
+        manifest, causal = self.manifest(job.steps, job.stepping), causal_of(weights)
+        if causal is not None:
+            manifest = replace(manifest, causal=asdict(causal.chunks))
         if job.saved == "lora":
             assert isinstance(weights, Adapter)
             return export_lora(weights, self.pipe, folder, manifest, component=self.component)

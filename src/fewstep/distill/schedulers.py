@@ -6,6 +6,8 @@ What kind of times they are shows in their ends: a flow's fall from 1 to 0, trai
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -16,6 +18,7 @@ from fewstep.diffusion.samplers import flow_times
 from fewstep.diffusion.schedule import Kind
 from fewstep.errors import InputError, bad_value
 
+TRAINED = 1000  # timesteps of diffusers' flow schedulers, one of which is the last one's time
 TOLERANCE = 1e-4  # of times; the schedulers keep them in float32
 
 
@@ -38,15 +41,15 @@ def times_of(scheduler: Any, kind: Kind, steps: int, shift: float = 1.0) -> tupl
     return steps_taken(own)
 
 
-def student_scheduler(scheduler: Any, times: Sequence[float], *, renoise: bool = False) -> Any:
-    """A scheduler whose steps are at these times: Euler's (DDIM's), or with `renoise` x0 noised anew at each.
+def student_scheduler(pipe: Any, times: Sequence[float], *, renoise: bool = False) -> Any:
+    """A scheduler whose steps in `pipe` are at these times: Euler's (DDIM's), or with `renoise` x0 noised anew at each.
 
-    `scheduler` is the teacher's: it says how the network was trained.
+    `pipe` is the teacher: its scheduler says how the network was trained.
 
     Raises:
         InputError: times that no scheduler gives, or a renoising one that is not of a flow and of several steps.
     """
-    kind = kind_of(times)
+    scheduler, kind = pipe.scheduler, kind_of(times)
     if kind != "flow":
         return _trailing(scheduler, kind, renoise=renoise and len(times) > 2)
     from diffusers import FlowMatchEulerDiscreteScheduler
@@ -54,7 +57,29 @@ def student_scheduler(scheduler: Any, times: Sequence[float], *, renoise: bool =
     one_step = len(times) == 2  # any shift will do
     shift = float(getattr(scheduler.config, "shift", 1.0)) if one_step else shift_of(times)
     trained = scheduler.config.num_train_timesteps
-    return FlowMatchEulerDiscreteScheduler(trained, shift=shift, stochastic_sampling=renoise)
+    end = None
+    if not one_step and not _gives_times(pipe):
+        shift, end = _spaced(shift, len(times) - 1, trained), times[-2]
+    return FlowMatchEulerDiscreteScheduler(trained, shift=shift, shift_terminal=end, stochastic_sampling=renoise)
+
+
+def _gives_times(pipe: Any) -> bool:
+    """Whether a pipeline spaces the times itself, as Flux does; others tell their scheduler the number alone."""
+    return "linspace" in inspect.unwrap(type(pipe).__call__).__code__.co_names
+
+
+def _spaced(shift: float, steps: int, trained: int) -> float:
+    """The shift with which diffusers' own spacing, from 1 to the smallest trained sigma, becomes `flow_times` of `shift`
+    when it is stretched to the last of them.
+
+    A shifted time is as far from 1 as i·c / (s − (s − 1)·i·c), where c is the even step: two spacings are stretches of
+    each other when (1 − 1/s)·c is the same.
+    """
+    found = shift
+    for _ in range(50):  # the smallest sigma is shifted too
+        step = (1 - _shifted(1 / trained, found)) / (steps - 1)
+        found = 1 / (1 - (1 - 1 / shift) / (steps * step))
+    return found
 
 
 def steps_taken(scheduler: Any) -> tuple[float, ...]:
@@ -78,18 +103,32 @@ def kind_of(times: Sequence[float]) -> Kind:
 
 
 def shift_of(times: Sequence[float]) -> float:
-    """The shift with which `flow_times` gives these times; 1 for one step, where every shift does.
+    """The shift of the times of a flow: those of `flow_times`, or those that diffusers' flow schedulers take when the
+    pipeline gives them none, which end with one close to 0. 1 for one step, where every shift does.
 
     Raises:
-        InputError: none does.
+        InputError: they are neither.
     """
+    if len(times) == 2:
+        return 1.0
     steps = len(times) - 1
-    even = (steps - 1) / steps if steps > 1 else 0.5
-    shifted = times[1] if steps > 1 else 0.5
-    shift = shifted * (1 - even) / (even * (1 - shifted)) if 0 < shifted < 1 else 0.0
-    if shift <= 0 or max(abs(a - b) for a, b in zip(flow_times(steps, shift), times, strict=True)) > TOLERANCE:
-        raise InputError(bad_value("times", "the student", "those of a shifted flow from 1 to 0", tuple(times)))
-    return shift
+    even, last = (steps - 1) / steps, 1 / TRAINED
+    # A shift multiplies the odds t/(1 − t); without times of the pipeline's own diffusers does it to the last one twice.
+    spaced = {_odds(times[1]) / _odds(even): flow_times(steps, 1.0)[:-1]}
+    twice = math.sqrt(_odds(times[-2]) / _odds(last))
+    spaced[twice] = torch.linspace(1, float(_shifted(last, twice)), steps, dtype=torch.float64).tolist()
+    for shift, unshifted in spaced.items():
+        if shift > 0 and all(abs(_shifted(u, shift) - t) <= TOLERANCE for u, t in zip(unshifted, times, strict=False)):
+            return shift
+    raise InputError(bad_value("times", "the student", "those of a shifted flow from 1 to 0", tuple(times)))
+
+
+def _odds(t: float) -> float:
+    return t / (1 - t) if 0 < t < 1 else 0.0
+
+
+def _shifted(t: float, shift: float) -> float:
+    return shift * t / (1 + (shift - 1) * t)
 
 
 def check_times(scheduler: Any, wanted: Sequence[float], pipeline: str) -> None:

@@ -15,7 +15,6 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import torch.nn.functional as F
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
 Attention = Callable[..., Tensor]
@@ -35,7 +34,7 @@ def attention_of(attention: nn.Module) -> Attention | None:
     if not isinstance(call, FunctionType):
         return None
     if DISPATCH in call.__code__.co_names and DISPATCH in call.__globals__:
-        found: Attention = dispatch_attention_fn
+        found: Attention = call.__globals__[DISPATCH]  # diffusers' own, or what it was redirected to
         return found
     if PLAIN in call.__code__.co_names and call.__globals__.get("F") is F:
         return plain_attention
@@ -58,7 +57,7 @@ def redirect(attention: nn.Module, attend: Attention) -> Callable[[], None]:
     plain: Any = attention.processor
     kind = type(plain)
     call = kind.__call__
-    found = {DISPATCH: attend} if attention_of(attention) is dispatch_attention_fn else {"F": _functional(attend)}
+    found = {DISPATCH: attend} if attention_of(attention) is not plain_attention else {"F": _functional(attend)}
     # With a __name__ among them torch.compile would look the globals up in the module of that name.
     names = {name: value for name, value in call.__globals__.items() if name != "__name__"}
     own = FunctionType(call.__code__, {**names, **found}, call.__name__, None, call.__closure__)

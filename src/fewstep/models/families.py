@@ -30,6 +30,22 @@ MODULATION = ("norm", "modulation", "embed")  # they set scale and shift of whol
 
 
 @dataclass(frozen=True)
+class Temporal:
+    """How a video transformer is told where and when its tokens are, which a causal one must be told chunk by chunk.
+
+    Attributes:
+        attention: name of the attention over the clip's own tokens, in a block.
+        rope: the module that gives their rotations, (cos, sin) of pairs of neighbouring features, from the clip.
+        timestep, hidden: arguments of its forward. The timestep may be one for each token, (batch, tokens).
+    """
+
+    attention: str
+    rope: str
+    timestep: str = "timestep"
+    hidden: str = "hidden_states"
+
+
+@dataclass(frozen=True)
 class Family:
     """Facts about one denoiser class.
 
@@ -38,12 +54,14 @@ class Family:
         outputs: block class name -> what its forward returns.
         keep: substrings of layer paths that must stay in full precision, although inside a block.
         frames_first: latents are (batch, frames, channels, height, width), where others have channels before frames.
+        temporal: what it takes to let a video model see only the past; None where that is not known.
     """
 
     block_lists: tuple[str, ...] = ()
     outputs: tuple[tuple[str, Outputs], ...] = ()
     keep: tuple[str, ...] = MODULATION
     frames_first: bool = False
+    temporal: Temporal | None = None
 
 
 DEFAULT = Family()
@@ -58,7 +76,9 @@ FAMILIES: dict[str, Family] = {
         DOUBLE_SINGLE, (("Flux2TransformerBlock", TEXT_FIRST), ("Flux2SingleTransformerBlock", TENSOR))
     ),
     "SD3Transformer2DModel": Family(("transformer_blocks",), (("JointTransformerBlock", TEXT_FIRST),)),
-    "WanTransformer3DModel": Family(("blocks",), (("WanTransformerBlock", TENSOR),)),
+    "WanTransformer3DModel": Family(
+        ("blocks",), (("WanTransformerBlock", TENSOR),), temporal=Temporal(attention="attn1", rope="rope")
+    ),
     "LTXVideoTransformer3DModel": Family(("transformer_blocks",), (("LTXVideoTransformerBlock", TENSOR),)),
     "PixArtTransformer2DModel": Family(("transformer_blocks",), (("BasicTransformerBlock", TENSOR),)),
     "DiTTransformer2DModel": Family(("transformer_blocks",), (("BasicTransformerBlock", TENSOR),)),

@@ -12,10 +12,9 @@ from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
-from fewstep.models.dispatch import attention_of
+from fewstep.models.dispatch import attention_of, plain_attention
 
 Slot = tuple[str, int]  # an attention module's path, and which of its calls in one forward
 Run = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # attention of query, key, value and mask
@@ -62,7 +61,9 @@ class Gateway:
         **others: Any,
     ) -> Tensor:
         # The backend is read when the operation runs; what it is told besides can't go into that, and breaks the graph.
-        if torch.compiler.is_compiling() and not others.get("attention_kwargs"):
+        # In training it is not opaque, and has a gradient.
+        opaque = torch.compiler.is_compiling() and not torch.is_grad_enabled()
+        if opaque and not others.get("attention_kwargs"):
             numbers = (dropout_p, is_causal, scale, enable_gqa)
             answer: Tensor = attend(query, key, value, attn_mask, *numbers, self.number)
             return answer
@@ -80,7 +81,7 @@ class Gateway:
 
     def others(self) -> dict[str, Any]:
         """What its processor tells the dispatch besides."""
-        if self._attention is not dispatch_attention_fn:
+        if self._attention is plain_attention:
             return {}
         return {"backend": getattr(self._module.processor, "_attention_backend", None)}
 

@@ -48,14 +48,26 @@ def load(source: str | Path, **kwargs: Any) -> DiffusionPipeline:
         pipe = _from_pretrained(DiffusionPipeline, place, kwargs)
         said = fetched(place, FILE, kwargs)
         manifest = Manifest.read(said.parent) if said else None
-        return with_defaults(pipe, manifest) if manifest else pipe
+        return _as_said(pipe, manifest) if manifest else pipe
     manifest = Manifest.read(place)
     for folder in component_folders(place).values():
         _check_weights(folder)
     with _assembled(place, manifest) as whole:
         pipe = _from_pretrained(DiffusionPipeline, str(whole), kwargs)
     pipe.register_to_config(_name_or_path=str(place))
-    return with_defaults(pipe, manifest) if manifest else pipe
+    return _as_said(pipe, manifest) if manifest else pipe
+
+
+def _as_said(pipe: DiffusionPipeline, manifest: Manifest) -> DiffusionPipeline:
+    """The pipeline as its manifest says it is: with its call's defaults, and seeing only the past."""
+    if manifest.causal is not None:
+        from fewstep.models.causal import make_causal
+        from fewstep.models.model import Model
+        from fewstep.models.window import Chunks
+
+        for denoiser in Model(pipe).denoisers.values():
+            make_causal(denoiser, Chunks.of(manifest.causal, FILE))
+    return with_defaults(pipe, manifest)
 
 
 def resolve(source: str | Path) -> Path | str:

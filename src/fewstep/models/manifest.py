@@ -29,6 +29,7 @@ class Manifest:
         sampler: a name in `fewstep.diffusion.samplers.SAMPLERS`; None: the pipeline's own scheduler.
         guidance_inside: a student that needs no unconditional call, since its teacher's guidance was distilled into it.
         teacher: name of the pipeline it was distilled from.
+        causal: of a student that makes video chunk by chunk: its `size`, `window` and `sink` (`window.Chunks`).
         shares: component -> folder, relative to this one, that holds it on behalf of both.
         made_by: how it was made: command, versions, data, counts.
     """
@@ -40,6 +41,7 @@ class Manifest:
     sampler: str | None = None
     guidance_inside: bool = False
     teacher: str | None = None
+    causal: Mapping[str, Any] | None = None
     shares: Mapping[str, str] = field(default_factory=dict)
     made_by: Mapping[str, Any] = field(default_factory=dict)
 
@@ -59,8 +61,8 @@ class Manifest:
             raise InputError(f"{path} must be a JSON object with a 'name'.")
         if unknown := sorted(set(value) - set(known)):
             raise InputError(bad_value(unknown[0], str(path), f"one of {', '.join(known)}", unknown[0]))
-        for name in ("call", "shares", "made_by"):
-            if not isinstance(value.get(name, {}), dict):
+        for name in ("call", "shares", "made_by", "causal"):
+            if not isinstance(value.get(name) or {}, dict):
                 raise InputError(bad_value(name, str(path), "a JSON object", value[name]))
         times = value.get("times")
         if times is not None:

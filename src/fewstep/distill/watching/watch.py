@@ -154,7 +154,7 @@ class Gallery:
     def _scheduler(self) -> Any:
         assert self.manifest.times is not None
         renoise = self.manifest.sampler == "renoise"
-        return self.scheduler or student_scheduler(self.pipe.scheduler, self.manifest.times, renoise=renoise)
+        return self.scheduler or student_scheduler(self.pipe, self.manifest.times, renoise=renoise)
 
     @cached_property
     def _teacher(self) -> Array:

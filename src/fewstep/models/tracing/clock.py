@@ -120,10 +120,15 @@ class TimeArg:
     samples: int  # samples of the recorded call: a first axis of that length runs over samples
 
     def build(self, t: Tensor | float, samples: int, device: torch.device) -> Any:
-        """The argument for a call over `samples` samples at t, of shape () or, repeated to fill them, (batch,)."""
+        """The argument for a call over `samples` samples at t, of shape () or, repeated to fill them, (batch,).
+
+        A time for each frame, (batch, frames), stays one; a causal module takes it.
+        """
         if isinstance(t, Tensor) and t.dim() > 0:
             values = self.clock.of(t).to(device, self.dtype or torch.float32)
-            values = values.repeat(samples // len(values))
+            values = values.repeat(samples // len(values), *[1] * (values.dim() - 1))
+            if values.dim() == 2:
+                return values
             tail = self.shape[1:] if self.shape else ()
             return values.view(-1, *[1] * len(tail)).expand(samples, *tail)
         value = self.clock(float(t))

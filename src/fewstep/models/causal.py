@@ -1,0 +1,181 @@
+"""A video transformer that sees the past alone: its frames come in chunks, and each chunk attends to those before.
+
+Attention over all frames at once is made causal by a mask (training, with a time for each frame), or a chunk comes by
+itself and finds the keys and values of the past in a `Window` (arXiv 2412.07772, 2506.08009). Both are the same
+function, so a model trained with the one runs with the other. Its weights are those of the class it always was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor, nn
+
+from fewstep.errors import InputError, bad_value
+from fewstep.models.dispatch import attention_of, redirect
+from fewstep.models.families import Temporal, family
+from fewstep.models.gateway import Gateway, Pass, Run, Slot
+from fewstep.models.grid import patch_of
+from fewstep.models.window import Chunks, Window
+
+
+@dataclass
+class Clip:
+    """What the transformer works on now: latent frames, and tokens in each of them."""
+
+    frames: int = 0
+    tokens: int = 0
+
+
+class Causal:
+    """The causal structure of one transformer, and of all deep copies of it, which are called one at a time.
+
+    Without anything else, attention is masked: a call over all frames is causal.
+
+    Raises:
+        InputError: it can't be made causal, or a chunk is no whole number of its patches.
+    """
+
+    def __init__(self, transformer: nn.Module, chunks: Chunks) -> None:
+        self.chunks, self.clip = chunks, Clip()
+        self.doing: Pass = Masked(chunks, self.clip)
+        self._facts = temporal(transformer)
+        self._patch = patch_of(getattr(transformer, "config", {}), 3)
+        if chunks.size % self._patch[0]:
+            raise InputError(bad_value("chunk", "a causal student", f"a multiple of {self._patch[0]}", chunks.size))
+        self._window: Window | None = None
+        for path, module in transformer.named_modules():
+            if path.rpartition(".")[2] == self._facts.attention:
+                if attention_of(module) is None:
+                    raise InputError(f"{type(transformer).__name__} attends in a way of its own at {path}.")
+                redirect(module, Gateway(self, path, module))
+        # Functions, not methods: a deep copy of the transformer keeps them, and so this structure.
+        transformer.register_forward_pre_hook(lambda *call: self._prepared(*call), with_kwargs=True)
+        transformer.get_submodule(self._facts.rope).register_forward_hook(lambda *call: self._placed(*call))
+        transformer.fewstep_causal = self  # type: ignore[assignment]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Causal:
+        return self
+
+    @contextmanager
+    def after(self, window: Window, *, write: bool = False) -> Iterator[None]:
+        """Inside the block a call is over one chunk, the next after those that `window` holds; with `write` the
+        window then holds it too."""
+        before, self.doing, self._window = self.doing, Remembering(window, write), window
+        window.begin()
+        try:
+            yield
+            if write:
+                window.advance(self.clip.frames, self.clip.tokens)
+        finally:
+            self.doing, self._window = before, None
+
+    def _prepared(self, transformer: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Notes the clip's shape, and tells each token the time of its frame."""
+        hidden, timestep = kwargs[self._facts.hidden], kwargs[self._facts.timestep]
+        frames, height, width = (n // side for n, side in zip(hidden.shape[-3:], self._patch, strict=True))
+        self.clip.frames, self.clip.tokens = frames, height * width
+        if timestep.dim() < 2:
+            return args, kwargs
+        each = timestep[:, :: self._patch[0]].repeat_interleave(height * width, 1)
+        return args, {**kwargs, self._facts.timestep: each}
+
+    def _placed(self, rope: nn.Module, args: tuple[Any, ...], rotations: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        """The rotations of a chunk's own place, not of the first frames."""
+        window = self._window
+        if window is None:
+            return rotations
+        if window.back is None:
+            window.back = _turned(rope, args[0], window.chunks.size, self._patch)
+        if not window.frames:
+            return rotations
+        frames = window.frames * self._patch[0] + args[0].shape[-3]
+        longer = args[0][..., :1, :, :].expand(*args[0].shape[:-3], frames, *args[0].shape[-2:])
+        kept = rotations[0].shape[1]
+        return tuple(part[:, -kept:] for part in type(rope).forward(rope, longer))
+
+
+def causal_of(transformer: nn.Module) -> Causal | None:
+    """The causal structure of a transformer that has one."""
+    found = getattr(transformer, "fewstep_causal", None)
+    return found if isinstance(found, Causal) else None
+
+
+def make_causal(transformer: nn.Module, chunks: Chunks) -> Causal:
+    """Let a video transformer see only the past, in place; one that does already must do it in these chunks.
+
+    Raises:
+        InputError: it can't be made so, or it has other chunks.
+    """
+    found = causal_of(transformer)
+    if found is None:
+        return Causal(transformer, chunks)
+    if found.chunks != chunks:
+        raise InputError(f"The student to start from is causal in {found.chunks}; this job asks for {chunks}.")
+    return found
+
+
+def temporal(transformer: nn.Module) -> Temporal:
+    """What `families.py` knows of a transformer's time.
+
+    Raises:
+        InputError: nothing.
+    """
+    name = type(transformer).__name__
+    facts = family(name).temporal
+    if facts is None:
+        raise InputError(
+            f"{name} can't be made causal: fewstep must know its attention over the frames, its rotary embedding and "
+            "that it takes a time for each token ('temporal' in models/families.py)."
+        )
+    return facts
+
+
+@dataclass(frozen=True, eq=False)
+class Masked:
+    """All frames at once: each attends to those that its chunk may see."""
+
+    chunks: Chunks
+    clip: Clip
+
+    def slot(self, path: str) -> Slot:
+        return path, 0
+
+    def attend(self, slot: Slot, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, run: Run) -> Tensor:
+        seen = _mask(self.chunks, self.clip.frames, self.clip.tokens).to(query.device)
+        return run(query, key, value, seen)
+
+
+@lru_cache(maxsize=8)
+def _mask(chunks: Chunks, frames: int, tokens: int) -> Tensor:
+    """Which tokens see which, True where they do: (1, 1, tokens, tokens)."""
+    seen = chunks.seen(frames)
+    return seen.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)[None, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Remembering:
+    """One chunk, which attends to the window and to itself."""
+
+    window: Window
+    write: bool
+
+    def slot(self, path: str) -> Slot:
+        return path, 0
+
+    def attend(self, slot: Slot, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, run: Run) -> Tensor:
+        keys, values = self.window.joined(slot, key, value)
+        if self.write:
+            self.window.note(slot, key, value)
+        return run(query, keys, values, mask)
+
+
+def _turned(rope: nn.Module, hidden: Tensor, frames: int, patch: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """(cos, sin) that turn a key back by so many frames, (1, 1, 1, features)."""
+    blank = hidden.new_zeros(1, 1, frames * patch[0] + patch[0], patch[1], patch[2])
+    cos, sin = type(rope).forward(rope, blank)
+    return cos[:, -1:], -sin[:, -1:]

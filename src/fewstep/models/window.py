@@ -1,0 +1,129 @@
+"""What a chunk of a video sees of the past: the rule, and the keys and values that rolling generation keeps of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import InputError, bad_value
+from fewstep.models.gateway import Slot
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """How the latent frames of a video come one after another.
+
+    Attributes:
+        size: frames in a chunk; they see each other.
+        window: frames that a chunk sees, itself and the sink among them; None: all before it.
+        sink: first frames of the video that every chunk sees (arXiv 2309.17453).
+
+    Raises:
+        InputError: sizes that are not whole chunks, or a window without room for chunk and sink.
+    """
+
+    size: int = 1
+    window: int | None = None
+    sink: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise InputError(bad_value("chunk", "a causal student", "at least 1", self.size))
+        if self.sink < 0 or self.sink % self.size:
+            raise InputError(bad_value("sink", "a causal student", f"0 or a multiple of {self.size}", self.sink))
+        least = self.size + self.sink
+        if self.window is not None and (self.window < least or self.window % self.size):
+            right = f"a multiple of {self.size}, at least {least}"
+            raise InputError(bad_value("window", "a causal student", right, self.window))
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], where: str) -> Chunks:
+        """From JSON values.
+
+        Raises:
+            InputError: an unknown key, or a value that is no whole number.
+        """
+        known = [f.name for f in fields(cls)]
+        if unknown := set(values) - set(known):
+            raise InputError(bad_value(f"causal.{min(unknown)}", where, f"one of {', '.join(known)}", min(unknown)))
+        for name, value in values.items():
+            if type(value) is not int and not (name == "window" and value is None):
+                raise InputError(bad_value(f"causal.{name}", where, "a whole number", value))
+        return cls(**values)
+
+    def seen(self, frames: int) -> Tensor:
+        """Whether frame i sees frame j: bool (frames, frames)."""
+        i, j = torch.arange(frames)[:, None], torch.arange(frames)[None]
+        end = (i // self.size + 1) * self.size
+        near = j < end if self.window is None else (j < end) & (j >= end - (self.window - self.sink))
+        return near | ((j < self.sink) & (j < end))
+
+
+@dataclass
+class Window:
+    """Keys and values of the frames that the next chunk sees, by attention, each (batch, tokens, heads, features).
+
+    Keys hold the rotation of their place in the window. When the oldest chunk leaves, those that stay are turned back
+    by its frames, all but the sink's: the newest chunk always has the same distance to each of them.
+
+    Attributes:
+        frames: that it holds.
+        back: (cos, sin) of that turn.
+    """
+
+    chunks: Chunks
+    frames: int = 0
+    back: tuple[Tensor, Tensor] | None = None
+    _kept: dict[Slot, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _new: dict[Slot, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.nbytes for pair in self._kept.values() for part in pair)
+
+    def begin(self) -> None:
+        """A call begins: what an earlier one noted and did not advance is forgotten."""
+        self._new.clear()
+
+    def joined(self, slot: Slot, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the past before a chunk's own."""
+        if slot not in self._kept:
+            return key, value
+        keys, values = self._kept[slot]
+        return torch.cat([keys, key], 1), torch.cat([values, value], 1)
+
+    def note(self, slot: Slot, key: Tensor, value: Tensor) -> None:
+        self._new[slot] = (key.detach(), value.detach())
+
+    def advance(self, frames: int, tokens: int) -> None:
+        """The chunk that was noted belongs to the past now. `tokens`: of one frame."""
+        whole = self.frames + frames
+        most = None if self.chunks.window is None else self.chunks.window - self.chunks.size
+        out = 0 if most is None else max(0, whole - most)
+        for slot, (key, value) in self._new.items():
+            keys, values = self.joined(slot, key, value)
+            self._kept[slot] = (self._without(keys, out, tokens, turn=True), self._without(values, out, tokens))
+        self._new.clear()
+        self.frames = whole - out
+
+    def _without(self, kept: Tensor, out: int, tokens: int, turn: bool = False) -> Tensor:
+        """Without so many frames after the sink."""
+        if not out:
+            return kept
+        sink, rest = kept[:, : self.chunks.sink * tokens], kept[:, (self.chunks.sink + out) * tokens :]
+        if turn:
+            assert self.back is not None
+            rest = rotated(rest, *self.back)
+        return torch.cat([sink, rest], 1) if self.chunks.sink else rest.contiguous()
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (batch, tokens, heads, features) with each pair of neighbouring features turned (arXiv 2104.09864); cos and sin
+    hold the value of a pair twice."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos[..., 0::2], sin[..., 1::2]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
