@@ -69,8 +69,8 @@ def _gives_times(pipe: Any) -> bool:
 
 
 def _spaced(shift: float, steps: int, trained: int) -> float:
-    """The shift with which diffusers' own spacing, from 1 to the smallest trained sigma, becomes `flow_times` of `shift`
-    when it is stretched to the last of them.
+    """The shift with which diffusers' own spacing, from 1 to the smallest trained sigma, becomes `flow_times` of
+    `shift` when it is stretched to the last of them.
 
     A shifted time is as far from 1 as i·c / (s − (s − 1)·i·c), where c is the even step: two spacings are stretches of
     each other when (1 − 1/s)·c is the same.
@@ -113,7 +113,7 @@ def shift_of(times: Sequence[float]) -> float:
         return 1.0
     steps = len(times) - 1
     even, last = (steps - 1) / steps, 1 / TRAINED
-    # A shift multiplies the odds t/(1 − t); without times of the pipeline's own diffusers does it to the last one twice.
+    # A shift multiplies the odds t/(1 − t); where the pipeline gives no times, to the last one twice.
     spaced = {_odds(times[1]) / _odds(even): flow_times(steps, 1.0)[:-1]}
     twice = math.sqrt(_odds(times[-2]) / _odds(last))
     spaced[twice] = torch.linspace(1, float(_shifted(last, twice)), steps, dtype=torch.float64).tolist()

@@ -124,6 +124,6 @@ class Window:
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x (batch, tokens, heads, features) with each pair of neighbouring features turned (arXiv 2104.09864); cos and sin
     hold the value of a pair twice."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
     cos, sin = cos[..., 0::2], sin[..., 1::2]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)

@@ -1,5 +1,5 @@
-"""Knowledge distillation into a causal video student (CausVid, arXiv 2412.07772, section 4.3): each chunk of frames at a
-step of its own (diffusion forcing, arXiv 2407.01392), seeing only the chunks before.
+"""Knowledge distillation into a causal video student (CausVid, arXiv 2412.07772, section 4.3): each chunk of frames is
+at a step of its own (diffusion forcing, arXiv 2407.01392) and sees only the chunks before.
 
 The teacher's paths are those of a model that sees all frames. As in `kd`, one student step from a state of the path
 should land on its next one; here the chunks of a clip are at different states, some of them clean, as the past is when
@@ -65,9 +65,7 @@ def whole_chunks(clips: Tensor, chunks: Chunks) -> int:
     """
     if clips.dim() != 5 or clips.shape[2] % chunks.size:
         has = f"clips of {clips.shape[2]} latent frames" if clips.dim() == 5 else "no clips"
-        raise InputError(
-            f"A causal student in chunks of {chunks.size} needs whole chunks, and the teacher makes {has}."
-        )
+        raise InputError(f"A causal student in chunks of {chunks.size} needs whole ones, and the teacher makes {has}.")
     return clips.shape[2] // chunks.size
 
 

@@ -2,7 +2,8 @@
 
 A clip is rolled out chunk by chunk with the window of keys and values that it will have in use. One exit step is drawn
 for all chunks: the steps before it run without a gradient, the step itself gives the chunk and has one, and the window
-keeps the chunk as it came out, clean. The whole clip is then held against the teacher by distribution matching (`dmd2`).
+keeps the chunk as it came out, clean. The whole clip is then held against the teacher by distribution matching, as in
+`dmd2`.
 """
 
 from __future__ import annotations
