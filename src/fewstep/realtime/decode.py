@@ -1,0 +1,69 @@
+"""Latents to frames as they come: a causal video VAE's decoder with the features that it keeps of the frames before.
+
+`vae.decode` forgets them at the end of each call, and so can't go on. Here they belong to the stream, so two streams
+may share a VAE.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fewstep.errors import InputError
+
+Frames = NDArray[np.uint8]
+DECODERS = ("AutoencoderKLWan",)
+
+
+class StreamDecoder:
+    """One stream's way through a VAE's decoder.
+
+    Raises:
+        InputError: the VAE is of a class that is not known to decode frame by frame.
+    """
+
+    def __init__(self, vae: nn.Module) -> None:
+        self._vae = check_streams(vae)
+        self._features: list[Any] = []
+
+    @torch.no_grad()
+    def __call__(self, latents: Tensor) -> Tensor:
+        """The next latent frames (1, channels, n, height, width), as the denoiser has them, to pixels in [0, 1],
+        (frames, 3, height, width): one frame for the stream's first latent frame, four for each other."""
+        vae, parts = self._vae, []
+        weight = vae.post_quant_conv.weight
+        mean, std = (
+            torch.tensor(vae.config[name]).view(1, -1, 1, 1, 1).to(weight) for name in ("latents_mean", "latents_std")
+        )
+        x = vae.post_quant_conv(latents.to(weight) * std + mean)
+        for one in x.split(1, 2):
+            first = not self._features
+            if first:
+                self._features = [None] * vae._cached_conv_counts["decoder"]
+            parts.append(vae.decoder(one, feat_cache=self._features, feat_idx=[0], first_chunk=first))
+        decoded = torch.cat(parts, 2)
+        if vae.config["patch_size"] is not None:
+            decoded = unpatchify(decoded, vae.config["patch_size"])
+        return (decoded[0].float().transpose(0, 1) / 2 + 0.5).clamp(0, 1)
+
+    def cut(self) -> None:
+        """The next latent frame is a first one: nothing of the frames before shows in it."""
+        self._features = []
+
+
+def check_streams(vae: Any) -> Any:
+    """Raises InputError where a VAE is not known to decode frame by frame."""
+    if type(vae).__name__ not in DECODERS:
+        raise InputError(f"{type(vae).__name__} can't decode a stream: known are {', '.join(DECODERS)}.")
+    return vae
+
+
+def to_bytes(pixels: Tensor) -> Frames:
+    """Pixels (frames, 3, height, width) in [0, 1] as RGB bytes, (frames, height, width, 3)."""
+    rounded = (pixels * 255).round().to(torch.uint8)
+    return np.ascontiguousarray(rounded.permute(0, 2, 3, 1).cpu().numpy())

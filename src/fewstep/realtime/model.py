@@ -1,0 +1,134 @@
+"""A pipeline that can be live: its denoiser traced and causal, its times, and a VAE that decodes a stream."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.accelerate import Accelerated, accelerate
+from fewstep.diffusion.samplers import flow_times
+from fewstep.distill.schedulers import shift_of
+from fewstep.errors import InputError, bad_value
+from fewstep.models.causal import Causal, causal_of
+from fewstep.models.manifest import Manifest, manifest_of
+from fewstep.models.model import Model
+from fewstep.models.trace import TracedDenoiser, trace
+from fewstep.realtime.decode import check_streams
+from fewstep.techniques import Technique
+
+EXAMPLE = "a"  # a prompt to trace with
+
+
+@dataclass(eq=False)
+class LiveModel:
+    """What sessions share. Only one of them denoises at a time, and one decodes, which `lock` and `decoding` see to.
+
+    Attributes:
+        pipe: the diffusers pipeline of a causal student.
+        denoiser: its denoiser; one call a step, guidance inside.
+        causal: the denoiser's causal structure.
+        manifest: the student's.
+        techniques: that can be put on it while sessions run, by name (`precision`, `compile`).
+    """
+
+    pipe: Any
+    denoiser: TracedDenoiser
+    causal: Causal
+    manifest: Manifest
+    techniques: dict[str, Technique] = field(default_factory=dict)
+    lock: Any = field(default_factory=threading.RLock)
+    decoding: Any = field(default_factory=threading.RLock)
+    _on: Accelerated | None = None
+
+    @classmethod
+    def of(cls, pipe: Any, techniques: Sequence[Technique] = ()) -> LiveModel:
+        """From a pipeline that `fewstep.load` gave.
+
+        Raises:
+            InputError: it is no causal student, or its VAE can't decode a stream.
+            TraceError: its denoiser can't be found.
+        """
+        manifest, model = manifest_of(pipe), Model(pipe)
+        causal = causal_of(next(iter(model.denoisers.values()))) if model.denoisers else None
+        if manifest is None or manifest.steps is None or manifest.times is None or causal is None:
+            name = manifest.name if manifest else type(pipe).__name__
+            raise InputError(
+                f"{name} is no live model: it must be a causal student, as the methods causal_kd and self_forcing make."
+            )
+        check_streams(model.vae)
+        call: dict[str, Any] = {"prompt": EXAMPLE, **manifest.call, "num_inference_steps": 4}
+        with torch.no_grad():
+            # Its own few steps are not enough for a trace to check itself, and its renoising scheduler is not traced.
+            scheduler = pipe.scheduler
+            pipe.scheduler = type(scheduler).from_config(scheduler.config, stochastic_sampling=False)
+            try:
+                denoiser = trace(pipe, **call)
+            finally:
+                pipe.scheduler = scheduler
+        return cls(pipe, denoiser, causal, manifest, {one.name: one for one in techniques})
+
+    @property
+    def steps(self) -> int:
+        """The steps that the student was made for."""
+        assert self.manifest.steps is not None
+        return self.manifest.steps
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a frame in pixels."""
+        return int(self.manifest.call["height"]), int(self.manifest.call["width"])
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of a chunk, (channels, frames, height, width)."""
+        channels, _, *sides = self.denoiser.noise.shape[1:]
+        return (channels, self.causal.chunks.size, *sides)
+
+    @property
+    def frames_per_latent(self) -> int:
+        return int(self.pipe.vae_scale_factor_temporal)
+
+    def times(self, steps: int) -> tuple[float, ...]:
+        """Of so many steps, falling, with the end.
+
+        Raises:
+            InputError: more steps than the student was made for, or fewer than 1.
+        """
+        if not 1 <= steps <= self.steps:
+            raise InputError(bad_value("steps", "a live session", f"from 1 to the student's {self.steps}", steps))
+        assert self.manifest.times is not None
+        return tuple(flow_times(steps, shift_of(self.manifest.times)))
+
+    def condition(self, prompt: str) -> Any:
+        """What the denoiser is told of a prompt.
+
+        Raises:
+            InputError: no text.
+        """
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InputError(bad_value("prompt", "a live session", "some text", prompt))
+        with self.lock, torch.no_grad():
+            return self.denoiser.condition(prompt=prompt)
+
+    def put_on(self, names: frozenset[str]) -> None:
+        """Exactly these techniques, and no others, work from now on."""
+        with self.lock, self.decoding:
+            now = frozenset() if self._on is None else frozenset(one.name for one in self._on.engaged)
+            if now == names:
+                return
+            if self._on is not None:
+                self._on.remove()
+            chosen = [one for name, one in self.techniques.items() if name in names]
+            self._on = accelerate(self.pipe, chosen) if chosen else None
+
+    def noise(self, generator: torch.Generator) -> Tensor:
+        """A chunk of noise, (1, channels, frames, height, width)."""
+        return torch.randn(1, *self.latent_shape, generator=generator).to(self.denoiser.noise.device)
+
+    def facts(self) -> dict[str, Any]:
+        return {"model": self.manifest.name, "steps": self.steps, **asdict(self.causal.chunks)}

@@ -1,0 +1,109 @@
+"""Keeping time: when each frame is due, what was missed, and how much work the next chunk may cost. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fewstep.errors import InputError, bad_value
+
+KEPT = 600  # chunks whose lateness is remembered
+SMOOTH = 0.5  # weight of the newest chunk in the load
+
+
+@dataclass
+class FrameClock:
+    """When frames are due: the first one when it is ready, the next ones evenly, `lead` seconds later.
+
+    Times are seconds of one monotonic clock. The lead is the time that the second chunk has.
+
+    Raises:
+        InputError: fps or lead out of range.
+    """
+
+    fps: float
+    lead: float
+    started: float | None = None
+    missed: int = 0
+    _late: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fps <= 240:
+            raise InputError(bad_value("fps", "a live session", "above 0, at most 240", self.fps))
+        if not self.lead >= 0:
+            raise InputError(bad_value("lead", "a live session", "0 or more seconds", self.lead))
+
+    def due(self, frame: int) -> float:
+        """Seconds after the first frame at which this one is shown."""
+        return 0.0 if frame == 0 else self.lead + frame / self.fps
+
+    def ready(self, frame: int, now: float) -> bool:
+        """A chunk whose first frame is this one is ready; returns whether it is in time. A late one moves the clock,
+        as a viewer's does who waits for it."""
+        if self.started is None:
+            self.started = now
+        late = now - self.started - self.due(frame)
+        self._late.append(max(0.0, late))
+        if late <= 0:
+            return True
+        self.missed += 1
+        self.started += late
+        return False
+
+    def wait(self, frame: int, ahead: float, now: float) -> float:
+        """Seconds until work on this frame's chunk should begin, to be no more than `ahead` seconds early."""
+        if self.started is None:
+            return 0.0
+        return max(0.0, self.started + self.due(frame) - ahead - now)
+
+    def jitter(self) -> float:
+        """p99 − p50 of how late chunks were, in seconds."""
+        late = np.array(self._late) if self._late else np.zeros(1)
+        return float(np.percentile(late, 99) - np.percentile(late, 50))
+
+
+@dataclass
+class Controller:
+    """Chooses the steps of the next chunk from how long the last ones took.
+
+    Above `high` of the time that a chunk has, the next one gets fewer steps; with so little load that more steps would
+    stay below `high` for `patience` chunks, it gets more.
+
+    Attributes:
+        levels: numbers of steps, falling.
+        load: share of a chunk's time that work takes, smoothed.
+        said: what it did, newest last.
+    """
+
+    levels: Sequence[int]
+    high: float = 0.9
+    patience: int = 8
+    level: int = 0
+    load: float = 0.0
+    said: deque[str] = field(default_factory=lambda: deque(maxlen=20))
+    _calm: int = 0
+
+    @property
+    def steps(self) -> int:
+        return self.levels[self.level]
+
+    def heard(self, chunk: int, spent: float, has: float) -> None:
+        """A chunk took `spent` of the `has` seconds until the next one is due."""
+        share = spent / has
+        self.load = share if self.load == 0 else SMOOTH * share + (1 - SMOOTH) * self.load
+        if self.load > self.high and self.level + 1 < len(self.levels):
+            self._go(chunk, self.level + 1)
+            return
+        # A chunk's time is that of its steps, one call that writes the window, and its decoding: at most in proportion.
+        more = self.load * self.levels[self.level - 1] / self.steps if self.level else float("inf")
+        self._calm = self._calm + 1 if more < self.high else 0
+        if self._calm >= self.patience:
+            self._go(chunk, self.level - 1)
+
+    def _go(self, chunk: int, level: int) -> None:
+        before, self.level, self._calm = self.steps, level, 0
+        self.said.append(f"chunk {chunk}: {before} steps took {self.load:.0%} of the time, now {self.steps}")
+        self.load = 0.0

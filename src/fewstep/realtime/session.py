@@ -1,0 +1,368 @@
+"""A live session: one viewer's endless video, made in threads of its own, delivered in time, and steered while it runs.
+
+    model = LiveModel.of(fewstep.load("zoo:moving-shapes-live"))
+    with Session(model, "a red ring moving left", fps=16) as session:
+        for chunk in session:
+            show(chunk.frames, at=chunk.due)
+
+One thread denoises, another decodes what the first one made, and whoever iterates takes the frames. Nobody waits for
+the one after: a viewer who does not take frames in time loses the oldest of them.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from queue import Empty, Full, Queue
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import FewstepError, InputError, bad_value
+from fewstep.realtime.decode import Frames, StreamDecoder, to_bytes
+from fewstep.realtime.model import LiveModel
+from fewstep.realtime.pace import Controller, FrameClock
+from fewstep.realtime.rolling import OnPrompt, Rolling
+
+AHEAD = 3  # chunks that are made before they are due, and as many wait for a viewer
+OWN = {
+    "window": "Keys and values of the past are kept, not computed anew in every step.",
+    "overlap": "A chunk is decoded while the next one is denoised.",
+    "adapt": "Fewer steps when time runs short, more again when there is enough.",
+}
+POLL = 0.05  # seconds between looks at whether the session was closed
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Frames that follow one another.
+
+    Attributes:
+        frames: RGB bytes (n, height, width, 3).
+        index: of the first of them since the session began.
+        prompt: what they show.
+        due: seconds after the session's first frame at which the first of them is to be shown.
+        work: what they cost: steps, milliseconds of denoising and decoding, bytes of the window.
+    """
+
+    frames: Frames
+    index: int
+    prompt: str
+    due: float
+    work: Mapping[str, float | int | str]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a session did so far.
+
+    Attributes:
+        frames: delivered or dropped.
+        fps: frames a second that the last chunks were made at, if nothing had been waited for.
+        first_frame_s: seconds from the start of the session to its first frame.
+        jitter_ms: p99 − p50 of how late chunks were.
+        missed: chunks that were not ready in time.
+        dropped: chunks that a viewer did not take in time.
+        steps: of the last chunk.
+        load: share of the time that work takes.
+        window_mb: keys and values.
+        said: what the controller did last.
+    """
+
+    frames: int
+    fps: float
+    first_frame_s: float | None
+    jitter_ms: float
+    missed: int
+    dropped: int
+    steps: int
+    load: float
+    window_mb: float
+    said: str
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Latents on their way to the decoder. `cut`: nothing of the frames before belongs to them."""
+
+    latents: Tensor
+    index: int
+    frames: int
+    prompt: str
+    cut: bool
+    steps: int
+    denoise: float
+    window: int
+
+
+@dataclass
+class _Counts:
+    """What the threads count; each number is written by one of them."""
+
+    first: float | None = None
+    scheduled: int = 0
+    frames: int = 0
+    dropped: int = 0
+    steps: int = 0
+    window: int = 0
+    chunks: int = 0
+
+
+class Session:
+    """One viewer's video. Iterate once; `close` ends it, as leaving a `with` block does.
+
+    Args:
+        model: a `LiveModel`, or a pipeline of which one is made.
+        prompt: what to show first.
+        fps: frames a second that the viewer sees.
+        seed: of the noise.
+        steps: of a chunk, at most; None: those that the student was made for.
+        on_prompt: what another prompt does to the past; see `Rolling.turn`.
+        off: tricks that are off at the start; those of the model's techniques are on or off for all of its sessions.
+        paced: work is done when it is due. Otherwise as fast as frames are taken, and none is dropped.
+
+    Raises:
+        InputError: a value out of range, or no live model.
+    """
+
+    def __init__(
+        self,
+        model: LiveModel | Any,
+        prompt: str,
+        *,
+        fps: float = 16.0,
+        seed: int | None = None,
+        steps: int | None = None,
+        on_prompt: OnPrompt = "recache",
+        off: Collection[str] = (),
+        paced: bool = True,
+    ) -> None:
+        self.model = model if isinstance(model, LiveModel) else LiveModel.of(model)
+        if on_prompt not in get_args(OnPrompt):
+            raise InputError(bad_value("on_prompt", "a live session", " or ".join(get_args(OnPrompt)), on_prompt))
+        most = self.model.steps if steps is None else steps
+        self.model.times(most)
+        self.fps, self._paced, self._on_prompt = fps, paced, on_prompt
+        self._controller = Controller(halves(most))
+        self._span = self.model.causal.chunks.size * self.model.frames_per_latent / fps
+        self._clock = FrameClock(fps, lead=self._span)
+        self._tricks = dict.fromkeys((*OWN, *self.model.techniques), True)
+        for name in off:
+            self._known(name)
+            self._tricks[name] = False
+        self._put_on()
+        generator = torch.Generator().manual_seed(random.randrange(2**31) if seed is None else seed)
+        self._prompt = prompt
+        self._turn: tuple[str, Any] | None = None
+        self._rolling = Rolling(self.model, self.model.condition(prompt), generator)
+        self._decoder = StreamDecoder(self.model.pipe.vae)
+        self._latents: Queue[_Made] = Queue(maxsize=1)
+        self._chunks: deque[Chunk] = deque()
+        self._spent: deque[tuple[float, int]] = deque(maxlen=16)  # seconds of a chunk's work, and its frames
+        self._changed, self._closed, self._counts = threading.Condition(), threading.Event(), _Counts(steps=most)
+        self._error: BaseException | None = None
+        self._began = time.monotonic()
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(run,), daemon=True, name=run.__name__)
+            for run in (self._denoise_all, self._decode_all)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Chunks in their order, until `close`.
+
+        Raises:
+            FewstepError: the work failed, and why.
+        """
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._chunks or self._closed.is_set())
+                if self._error is not None:
+                    raise FewstepError(f"The live session ended: {self._error}") from self._error
+                if self._closed.is_set():
+                    return
+                chunk = self._chunks.popleft()
+                self._changed.notify_all()
+            yield chunk
+
+    @property
+    def tricks(self) -> dict[str, bool]:
+        """What can be switched, and whether it is on."""
+        return dict(self._tricks)
+
+    @property
+    def stats(self) -> Stats:
+        counts, spent = self._counts, list(self._spent)
+        seconds, frames = sum(one for one, _ in spent), sum(n for _, n in spent)
+        return Stats(
+            frames=counts.frames,
+            fps=frames / seconds if seconds else 0.0,
+            first_frame_s=counts.first,
+            jitter_ms=1000 * self._clock.jitter(),
+            missed=self._clock.missed,
+            dropped=counts.dropped,
+            steps=counts.steps,
+            load=self._controller.load,
+            window_mb=counts.window / 2**20,
+            said=self._controller.said[-1] if self._controller.said else "",
+        )
+
+    def prompt(self, text: str) -> None:
+        """Show something else, from the next chunk on that is not begun.
+
+        Raises:
+            InputError: no text.
+        """
+        self._turn = (text, self.model.condition(text))
+
+    def switch(self, trick: str, on: bool) -> None:
+        """Turn a trick on or off, from the next chunk on.
+
+        Raises:
+            InputError: an unknown one.
+        """
+        self._known(trick)
+        self._tricks[trick] = bool(on)
+        if trick in self.model.techniques:
+            self._put_on()
+
+    def close(self) -> None:
+        """End the session; a second call does nothing."""
+        self._closed.set()
+        with self._changed:
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # The threads
+
+    def _guarded(self, run: Callable[[], None]) -> None:
+        try:
+            run()
+        except BaseException as error:
+            self._error = error
+            self._closed.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _denoise_all(self) -> None:
+        while not self._closed.is_set():
+            self._wait()
+            if self._closed.is_set():
+                return
+            made = self._denoise()
+            if self._tricks["overlap"]:
+                self._hand_over(made)
+            else:
+                self._deliver(made)
+
+    def _decode_all(self) -> None:
+        while not self._closed.is_set():
+            try:
+                made = self._latents.get(timeout=POLL)
+            except Empty:
+                continue
+            self._deliver(made)
+
+    def _wait(self) -> None:
+        """Until the next chunk's work is due; unpaced, until there is room for it."""
+        if self._paced:
+            while not self._closed.is_set():
+                left = self._clock.wait(self._counts.scheduled, AHEAD * self._span, time.monotonic())
+                if left <= 0:
+                    return
+                self._closed.wait(min(left, POLL))
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._chunks) < AHEAD or self._closed.is_set())
+
+    def _denoise(self) -> _Made:
+        turn, self._turn = self._turn, None
+        started, counts = time.monotonic(), self._counts
+        steps = self._controller.steps if self._tricks["adapt"] else self._controller.levels[0]
+        with self.model.lock:
+            cut = counts.scheduled == 0
+            if turn is not None:
+                self._prompt, cond = turn
+                cut = cut or self._on_prompt == "cut"
+                self._rolling.turn(cond, self._on_prompt)
+            self._rolling.cached = self._tricks["window"]
+            latents = self._rolling.chunk(steps)
+        frames = self.model.frames_per_latent * (latents.shape[2] - cut) + cut
+        made = _Made(
+            latents,
+            counts.scheduled,
+            frames,
+            self._prompt,
+            cut,
+            steps,
+            time.monotonic() - started,
+            self._rolling.window_bytes,
+        )
+        counts.scheduled += frames
+        return made
+
+    def _hand_over(self, made: _Made) -> None:
+        while not self._closed.is_set():
+            try:
+                self._latents.put(made, timeout=POLL)
+                return
+            except Full:
+                continue
+
+    def _deliver(self, made: _Made) -> None:
+        """Decode, and let the viewer have it."""
+        started = time.monotonic()
+        with self.model.decoding:
+            if made.cut:
+                self._decoder.cut()
+            frames = to_bytes(self._decoder(made.latents))
+        now = time.monotonic()
+        decode, counts, has = now - started, self._counts, len(frames) / self.fps
+        spent = max(made.denoise, decode) if self._tricks["overlap"] else made.denoise + decode
+        counts.first = now - self._began if counts.first is None else counts.first
+        counts.frames, counts.steps, counts.window = made.index + len(frames), made.steps, made.window
+        counts.chunks += 1
+        self._clock.ready(made.index, now)
+        if not made.cut:
+            self._spent.append((spent, len(frames)))
+            self._controller.heard(counts.chunks, spent, has)
+        work: dict[str, float | int | str] = {
+            "steps": made.steps,
+            "denoise_ms": round(1000 * made.denoise, 1),
+            "decode_ms": round(1000 * decode, 1),
+            "window_mb": round(made.window / 2**20, 2),
+        }
+        chunk = Chunk(frames, made.index, made.prompt, self._clock.due(made.index), work)
+        with self._changed:
+            if len(self._chunks) >= AHEAD and self._paced:
+                counts.dropped += len(self._chunks.popleft().frames)
+            self._chunks.append(chunk)
+            self._changed.notify_all()
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _known(self, trick: str) -> None:
+        if trick not in self._tricks:
+            raise InputError(bad_value("trick", "a live session", f"one of {', '.join(self._tricks)}", trick))
+
+    def _put_on(self) -> None:
+        self.model.put_on(frozenset(name for name in self.model.techniques if self._tricks[name]))
+
+
+def halves(steps: int) -> list[int]:
+    """steps, half of them, and so on down to 1."""
+    return [steps, *(halves(steps // 2) if steps > 1 else [])]

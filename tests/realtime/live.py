@@ -1,0 +1,25 @@
+"""A live model small enough for tests: the tiny video pipeline as a causal student that was never trained."""
+
+from __future__ import annotations
+
+from fewstep.diffusion.samplers import flow_times
+from fewstep.distill.schedulers import student_scheduler
+from fewstep.models.causal import make_causal
+from fewstep.models.load import with_defaults
+from fewstep.models.manifest import Manifest
+from fewstep.models.window import Chunks
+from fewstep.realtime import LiveModel
+from fewstep.techniques import Technique
+from tests.distill.pipes import video_pipeline
+
+TIMES = tuple(flow_times(4, 3.0))
+
+
+def live_model(chunks: Chunks = Chunks(1, window=3), *techniques: Technique) -> LiveModel:
+    pipe = video_pipeline()
+    pipe.scheduler = student_scheduler(pipe, TIMES, renoise=True)
+    make_causal(pipe.transformer, chunks)
+    call = {"height": 16, "width": 16, "num_frames": 9, "max_sequence_length": 8, "guidance_scale": 1.0}
+    call["num_inference_steps"] = 4
+    manifest = Manifest("tiny live", call=call, steps=4, times=TIMES, sampler="renoise", guidance_inside=True)
+    return LiveModel.of(with_defaults(pipe, manifest), techniques)

@@ -1,0 +1,172 @@
+"""Sessions on a tiny live model: what comes out, in what order, and that nothing waits for a slow viewer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from fewstep.errors import FewstepError, InputError
+from fewstep.models.window import Chunks
+from fewstep.realtime import LiveModel, Session
+from fewstep.realtime.decode import StreamDecoder, to_bytes
+from fewstep.realtime.rolling import Rolling
+from fewstep.techniques import Precision
+from tests.distill.pipes import video_pipeline
+from tests.realtime.live import live_model
+
+
+@pytest.fixture(scope="module")
+def model() -> LiveModel:
+    return live_model()
+
+
+def frames(model: LiveModel, n: int, seed: int = 3, **options: object) -> np.ndarray:
+    with Session(model, "a red ring", seed=seed, paced=False, off=("adapt",), **options) as session:  # type: ignore[arg-type]
+        return np.concatenate([chunk.frames for chunk in islice(session, n)])
+
+
+def test_a_session_shows_what_rolling_and_decoding_give(model: LiveModel) -> None:
+    made = frames(model, 6)
+    rolling = Rolling(model, model.condition("a red ring"), torch.Generator().manual_seed(3))
+    decoder = StreamDecoder(model.pipe.vae)
+    alone = np.concatenate([to_bytes(decoder(rolling.chunk(4))) for _ in range(6)])
+    assert made.shape == (1 + 5 * 4, 16, 16, 3)
+    assert np.array_equal(made, alone)
+
+
+def test_the_past_computed_anew_is_the_past_that_was_kept(model: LiveModel) -> None:
+    """All but what the window's oldest chunk had seen itself, which is nothing while the window is not full."""
+    chunks = 3
+    kept = frames(model, chunks)
+    rolling = Rolling(model, model.condition("a red ring"), torch.Generator().manual_seed(3))
+    rolling.cached = False
+    decoder = StreamDecoder(model.pipe.vae)
+    anew = np.concatenate([to_bytes(decoder(rolling.chunk(4))) for _ in range(chunks)])
+    assert np.abs(kept.astype(int) - anew.astype(int)).max() <= 1
+
+
+def test_indices_go_on_and_frames_are_due_evenly(model: LiveModel) -> None:
+    with Session(model, "a red ring", fps=16, seed=0, paced=False) as session:
+        chunks = list(islice(session, 4))
+    assert [chunk.index for chunk in chunks] == [0, 1, 5, 9]
+    assert [chunk.due for chunk in chunks] == [0.0, *(pytest.approx(0.25 + n / 16) for n in (1, 5, 9))]
+    assert {"steps", "denoise_ms", "decode_ms", "window_mb"} <= chunks[0].work.keys()
+
+
+def test_another_prompt_follows_and_a_cut_forgets(model: LiveModel) -> None:
+    for how, sizes in (("recache", {4}), ("cut", {1, 4})):
+        with Session(model, "a red ring", seed=0, paced=False, on_prompt=how) as session:  # type: ignore[arg-type]
+            stream = iter(session)
+            next(stream)
+            session.prompt("a blue square")
+            chunks = list(islice(stream, 12))
+        turned = next(i for i, chunk in enumerate(chunks) if chunk.prompt == "a blue square")
+        assert all(chunk.prompt == "a blue square" for chunk in chunks[turned:])
+        assert {len(chunk.frames) for chunk in chunks[turned:]} == sizes
+        indices = [chunk.index for chunk in chunks]
+        assert indices == list(np.cumsum([indices[0], *(len(chunk.frames) for chunk in chunks[:-1])]))
+
+
+def test_the_prompt_changes_what_is_seen(model: LiveModel) -> None:
+    assert not np.array_equal(frames(model, 3), frames(model, 3, seed=4))
+    with Session(model, "two circles", seed=3, paced=False, off=("adapt",)) as session:
+        other = np.concatenate([chunk.frames for chunk in islice(session, 3)])
+    assert not np.array_equal(frames(model, 3), other)
+
+
+def test_two_sessions_at_once_do_not_disturb_each_other(model: LiveModel) -> None:
+    alone = [frames(model, 5, seed=seed) for seed in (1, 2)]
+    both: dict[int, np.ndarray] = {}
+
+    def run(seed: int) -> None:
+        both[seed] = frames(model, 5, seed=seed)
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(alone[seed - 1], both[seed]) for seed in (1, 2))
+
+
+def test_a_viewer_who_takes_nothing_loses_frames_and_holds_up_nothing(model: LiveModel) -> None:
+    with Session(model, "a red ring", fps=240, seed=0) as session:
+        deadline = time.monotonic() + 20
+        while session.stats.dropped < 8 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        stats = session.stats
+        first = next(iter(session))
+    assert stats.dropped >= 8
+    assert stats.frames - stats.dropped <= 4 * 4
+    assert first.index > 0
+
+
+def test_a_paced_session_does_no_more_work_than_its_clock_asks_for(model: LiveModel) -> None:
+    with Session(model, "a red ring", fps=8, seed=0) as session:
+        stream = iter(session)
+        next(stream)
+        time.sleep(1.0)
+        assert session.stats.frames <= 1 + 8 * 1.0 + 4 * 4
+        assert session.stats.missed == 0
+
+
+def test_tricks_are_switched_and_unknown_ones_named() -> None:
+    model = live_model(Chunks(1, window=3), Precision())
+    dtype = model.pipe.transformer.blocks[0].attn1.to_q.weight.dtype
+    with Session(model, "a red ring", seed=0, paced=False) as session:
+        assert session.tricks == {"window": True, "overlap": True, "adapt": True, "precision": True}
+        assert model.pipe.transformer.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
+        stream = iter(session)
+        next(stream)
+        for trick in session.tricks:
+            session.switch(trick, False)
+        next(stream)
+        assert not any(session.tricks.values())
+        with pytest.raises(InputError, match="'trick' of a live session must be one of window, overlap"):
+            session.switch("magic", True)
+    assert model.pipe.transformer.blocks[0].attn1.to_q.weight.dtype == dtype
+
+
+def test_a_failure_reaches_who_iterates_and_ends_the_threads(model: LiveModel, monkeypatch) -> None:
+    session = Session(model, "a red ring", seed=0, paced=False)
+    stream = iter(session)
+    next(stream)
+    monkeypatch.setattr(session._rolling, "chunk", lambda steps: 1 / 0)
+    with pytest.raises(FewstepError, match="The live session ended: division by zero"):
+        for _ in range(20):
+            next(stream)
+    session.close()
+    assert not any(thread.is_alive() for thread in session._threads)
+
+
+def test_closing_ends_an_iteration_that_waits(model: LiveModel) -> None:
+    session = Session(model, "a red ring", fps=1, seed=0)
+    taken: list[int] = []
+    reader = threading.Thread(target=lambda: taken.extend(chunk.index for chunk in session))
+    reader.start()
+    time.sleep(0.3)
+    session.close()
+    reader.join(timeout=5)
+    assert not reader.is_alive()
+    session.close()
+
+
+def test_values_that_fit_nothing_are_refused(model: LiveModel) -> None:
+    for options, word in (
+        ({"fps": 0}, "fps"),
+        ({"steps": 5}, "steps"),
+        ({"on_prompt": "jump"}, "on_prompt"),
+        ({"off": ("magic",)}, "trick"),
+    ):
+        with pytest.raises(InputError, match=word):
+            Session(model, "a red ring", **options)  # type: ignore[arg-type]
+    for prompt in ("", "  ", 3):
+        with pytest.raises(InputError, match="prompt"):
+            Session(model, prompt)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="tiny video is no live model"):
+        LiveModel.of(video_pipeline())
