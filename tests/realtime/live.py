@@ -12,10 +12,11 @@ from fewstep.realtime import LiveModel
 from fewstep.techniques import Technique
 from tests.distill.pipes import video_pipeline
 
+CHUNKS = Chunks(1, window=3)
 TIMES = tuple(flow_times(4, 3.0))
 
 
-def live_model(chunks: Chunks = Chunks(1, window=3), *techniques: Technique) -> LiveModel:
+def live_model(*techniques: Technique, chunks: Chunks = CHUNKS) -> LiveModel:
     pipe = video_pipeline()
     pipe.scheduler = student_scheduler(pipe, TIMES, renoise=True)
     make_causal(pipe.transformer, chunks)

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from fewstep.errors import FewstepError, InputError
-from fewstep.models.window import Chunks
 from fewstep.realtime import LiveModel, Session
 from fewstep.realtime.decode import StreamDecoder, to_bytes
 from fewstep.realtime.rolling import Rolling
@@ -116,7 +115,7 @@ def test_a_paced_session_does_no_more_work_than_its_clock_asks_for(model: LiveMo
 
 
 def test_tricks_are_switched_and_unknown_ones_named() -> None:
-    model = live_model(Chunks(1, window=3), Precision())
+    model = live_model(Precision())
     dtype = model.pipe.transformer.blocks[0].attn1.to_q.weight.dtype
     with Session(model, "a red ring", seed=0, paced=False) as session:
         assert session.tricks == {"window": True, "overlap": True, "adapt": True, "precision": True}

@@ -16,16 +16,20 @@ SMOOTH = 0.5  # weight of the newest chunk in the load
 
 @dataclass
 class FrameClock:
-    """When frames are due: the first one when it is ready, the next ones evenly, `lead` seconds later.
+    """When frames are due: the first one when it is ready, the next ones evenly, after a lead.
 
-    Times are seconds of one monotonic clock. The lead is the time that the second chunk has.
+    Times are seconds of one monotonic clock.
+
+    Attributes:
+        fps: frames a second.
+        held: frame intervals for which the first frame stays: the lead, in which the second chunk is made.
 
     Raises:
-        InputError: fps or lead out of range.
+        InputError: fps out of range.
     """
 
     fps: float
-    lead: float
+    held: int
     started: float | None = None
     missed: int = 0
     _late: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
@@ -33,12 +37,10 @@ class FrameClock:
     def __post_init__(self) -> None:
         if not 0 < self.fps <= 240:
             raise InputError(bad_value("fps", "a live session", "above 0, at most 240", self.fps))
-        if not self.lead >= 0:
-            raise InputError(bad_value("lead", "a live session", "0 or more seconds", self.lead))
 
     def due(self, frame: int) -> float:
         """Seconds after the first frame at which this one is shown."""
-        return 0.0 if frame == 0 else self.lead + frame / self.fps
+        return 0.0 if frame == 0 else (self.held + frame) / self.fps
 
     def ready(self, frame: int, now: float) -> bool:
         """A chunk whose first frame is this one is ready; returns whether it is in time. A late one moves the clock,

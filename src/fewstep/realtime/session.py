@@ -149,8 +149,9 @@ class Session:
         self.model.times(most)
         self.fps, self._paced, self._on_prompt = fps, paced, on_prompt
         self._controller = Controller(halves(most))
-        self._span = self.model.causal.chunks.size * self.model.frames_per_latent / fps
-        self._clock = FrameClock(fps, lead=self._span)
+        frames = self.model.causal.chunks.size * self.model.frames_per_latent
+        self._clock = FrameClock(fps, held=frames)
+        self._span = frames / fps
         self._tricks = dict.fromkeys((*OWN, *self.model.techniques), True)
         for name in off:
             self._known(name)
