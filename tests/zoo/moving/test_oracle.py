@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from fewstep.errors import InputError
-from fewstep.zoo.moving.oracle import STILL, answers, matches, read
+from fewstep.zoo.moving.oracle import STILL, answers, matches, read, still_answers
 from fewstep.zoo.moving.render import render
 from fewstep.zoo.moving.scenes import (
     COLOURS,
@@ -128,6 +128,27 @@ def test_an_object_may_come_to_rest_at_a_border() -> None:
     clip = render(replace(SCENE, things=(replace(SQUARE, x=20, y=36, pace=2.0),)))
     rests = np.concatenate([clip[:10], np.repeat(clip[10:11], 7, 0)])
     assert one(rests)
+
+
+def test_pieces_of_a_long_video_still_answer() -> None:
+    kept = wrong = pieces = 0
+    for seed in range(12):
+        scene = sample_scene(np.random.default_rng(seed))
+        _, ask = describe(scene, np.random.default_rng(seed))
+        other = Ask(tuple(replace(thing, colour="red" if thing.colour != "red" else "blue") for thing in ask.things))
+        long = render(scene, 200)
+        for first in range(0, 184, 46):
+            reading = read(long[first : first + 17])
+            pieces += 1
+            kept += still_answers(ask, reading)
+            wrong += still_answers(other, reading)
+    assert kept >= 0.95 * pieces
+    assert wrong == 0
+    clip = alone()
+    ask = Ask((ThingAsk("square", "blue", "up"),))
+    assert still_answers(ask, read(clip))  # the same line, the other way
+    assert not still_answers(Ask((ThingAsk("square", "blue", "left"),)), read(clip))
+    assert not still_answers(ask, read(np.repeat(clip[:1], 17, 0)))
 
 
 def test_a_moving_background_is_not_still() -> None:

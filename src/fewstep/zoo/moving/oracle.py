@@ -26,6 +26,7 @@ from fewstep.zoo.moving.scenes import (
     Direction,
     Scene,
     Speed,
+    ThingAsk,
     path,
 )
 from fewstep.zoo.shapes.render import coverage
@@ -110,6 +111,29 @@ def answers(ask: Ask, reading: Reading) -> bool:
     return any(
         all(want.met_by(thing) for want, thing in zip(ask.things, order, strict=True))
         for order in permutations(reading.things)
+    )
+
+
+def still_answers(ask: Ask, reading: Reading) -> bool:
+    """Whether a piece of a longer video shows what was asked at its beginning: an object may have turned round at a
+    border, so it moves to and fro along the line of its direction."""
+    if reading.unreadable or len(reading.things) != len(ask.things) or not reading.still:
+        return False
+    return any(
+        all(_keeps(want, thing) for want, thing in zip(ask.things, order, strict=True))
+        for order in permutations(reading.things)
+    )
+
+
+def _keeps(want: ThingAsk, thing: Mover) -> bool:
+    axis = 0 if DIRECTIONS[want.direction][0] else 1
+    along, across = thing.centres[:, axis], thing.centres[:, 1 - axis]
+    pace = float(np.median(np.abs(np.diff(along))))
+    return (
+        (thing.shape, thing.colour) == (want.shape, want.colour)
+        and want.speed in (None, _speed(pace))
+        and pace >= PACES["slow"][0]
+        and _sound(along, across, pace)
     )
 
 
@@ -255,19 +279,23 @@ def _moved(centres: Array) -> tuple[Direction | None, Speed | None]:
     axis = int(np.abs(first.sum(0)).argmax())
     pace = float(np.median(np.abs(first[:, axis])))
     along, across = centres[:, axis], centres[:, 1 - axis]
-    if pace < PACES["slow"][0] or np.ptp(across) > DRIFT or not _even(along, pace):
+    even = (np.abs(np.abs(first[:, axis]) - pace) <= UNEVEN).sum() >= EVEN
+    if pace < PACES["slow"][0] or not even or not _sound(along, across, pace):
         return None, None
     direction = next(name for name, way in DIRECTIONS.items() if way[axis] * first[:, axis].sum() > 0)
-    return direction, next((name for name, (low, high) in PACES.items() if low <= pace <= high), None)
+    return direction, _speed(pace)
 
 
-def _even(along: Array, pace: float) -> bool:
-    """Whether nearly all first steps are as long as the median one, none is a jump, and every turn is at a border.
+def _speed(pace: float) -> Speed | None:
+    return next((name for name, (low, high) in PACES.items() if low <= pace <= high), None)
+
+
+def _sound(along: Array, across: Array, pace: float) -> bool:
+    """Whether centres keep to one line without a jump and turn at borders only.
 
     What happens to the speed at a border is not judged: no prompt says it.
     """
     steps = np.diff(along)
-    alike = np.abs(np.abs(steps[:FIRST]) - pace) <= UNEVEN
     turns = np.flatnonzero(np.sign(steps[1:]) * np.sign(steps[:-1]) < 0) + 1
     room = np.minimum(along, IMAGE_SIZE - along)[turns] - RADII[1]
-    return bool(alike.sum() >= EVEN and np.abs(steps).max() <= pace + JUMP and (room <= TURN).all())
+    return bool(np.ptp(across) <= DRIFT and np.abs(steps).max() <= pace + JUMP and (room <= TURN).all())

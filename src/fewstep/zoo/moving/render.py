@@ -23,11 +23,11 @@ _WAVES: dict[Texture, tuple[int, tuple[float, float]]] = {
 }
 
 
-def render(scene: Scene) -> Array:
-    """RGB clip of `scene`, shape (17, 64, 64, 3), values in [0, 1]."""
-    clip = np.repeat(background(scene)[None], FRAMES, axis=0)
+def render(scene: Scene, frames: int = FRAMES) -> Array:
+    """RGB clip of `scene`, shape (frames, 64, 64, 3), values in [0, 1]."""
+    clip = np.repeat(background(scene)[None], frames, axis=0)
     for thing in scene.things:
-        x, y = path(thing).T[..., None, None]
+        x, y = path(thing, frames).T[..., None, None]
         alpha = coverage(thing.shape, x, y, thing.radius)[..., None]
         clip += alpha * (np.array(COLOURS[thing.colour], np.float32) - clip)
     return clip

@@ -67,10 +67,10 @@ class Scene:
     seed: int
 
 
-def path(thing: Thing) -> NDArray[np.float32]:
-    """The centre in every frame, shape (FRAMES, 2), x before y: a straight line, folded at the borders."""
+def path(thing: Thing, frames: int = FRAMES) -> NDArray[np.float32]:
+    """The centre in every frame, shape (frames, 2), x before y: a straight line, folded at the borders."""
     step = thing.pace * np.array(DIRECTIONS[thing.direction])
-    straight = np.array([thing.x, thing.y]) + np.arange(FRAMES)[:, None] * step
+    straight = np.array([thing.x, thing.y]) + np.arange(frames)[:, None] * step
     room = IMAGE_SIZE - 2 * thing.radius
     folded = (straight - thing.radius) % (2 * room)
     return (thing.radius + np.minimum(folded, 2 * room - folded)).astype(np.float32)
