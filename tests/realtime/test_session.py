@@ -14,9 +14,10 @@ from fewstep.errors import FewstepError, InputError
 from fewstep.realtime import LiveModel, Session
 from fewstep.realtime.decode import StreamDecoder, to_bytes
 from fewstep.realtime.rolling import Rolling
-from fewstep.techniques import Precision
+from fewstep.techniques import Compile, Precision
 from tests.distill.pipes import video_pipeline
 from tests.realtime.live import live_model
+from tests.techniques.tiny import no_codegen
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,19 @@ def test_tricks_are_switched_and_unknown_ones_named() -> None:
         with pytest.raises(InputError, match="'trick' of a live session must be one of window, overlap"):
             session.switch("magic", True)
     assert model.pipe.transformer.blocks[0].attn1.to_q.weight.dtype == dtype
+
+
+def test_compiled_blocks_are_one_graph_whatever_the_window_holds() -> None:
+    model = live_model(Compile())
+    with no_codegen(), Session(model, "a red ring", seed=3, paced=False, off=("adapt",)) as session:
+        stream = iter(session)
+        next(stream)
+        facts = model.engaged["compile"].facts
+        graphs = facts["graphs"]
+        made = [chunk.frames for chunk in islice(stream, 6)]
+    assert facts["graphs"] == graphs <= 2  # of a chunk, and of the whole clip with which a prompt is read
+    alone = frames(live_model(), 7)[1:]
+    assert np.abs(np.concatenate(made).astype(int) - alone.astype(int)).max() <= 1
 
 
 def test_a_failure_reaches_who_iterates_and_ends_the_threads(model: LiveModel, monkeypatch) -> None:

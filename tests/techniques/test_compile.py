@@ -103,16 +103,21 @@ def test_so_it_does_in_the_other_scopes(scope: str) -> None:
 
 
 def test_regions_add_one_graph_a_class_for_their_number_of_tokens() -> None:
-    """Attention is one operation in them: no break, and nothing that is decided in it is compiled in."""
-    pipe = pipeline(num_single_layers=1)
+    """Attention is one operation in them: no break, and nothing that is decided in it, or by whom, is compiled in."""
+    pipe = pipeline(num_layers=2, num_single_layers=2)
     with no_codegen():
+        plain = accelerate(pipe, [Compile()], ABLE)
+        run(plain, steps=2)
+        graphs = plain.engaged[0].facts["graphs"]
+        plain.remove()
+        torch.compiler.reset()
         fast = accelerate(pipe, [Compile(), Regions(warmup=0)], ABLE)
         run(fast, steps=6)
         facts = {one.name: one.facts for one in fast.engaged}
         assert facts["regions"]["steps_regional"] > 0
-        assert facts["compile"]["graphs"] == 2 * 2
+        assert facts["compile"]["graphs"] == 2 * graphs
         run(fast, steps=8)
-        assert facts["compile"]["graphs"] == 2 * 2
+        assert facts["compile"]["graphs"] == 2 * graphs
 
 
 def test_attention_as_a_scope_does_not_go_with_it() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fewstep.errors import InputError, bad_value
@@ -96,7 +97,9 @@ class Causal:
         frames = window.frames * self._patch[0] + args[0].shape[-3]
         longer = args[0][..., :1, :, :].expand(*args[0].shape[:-3], frames, *args[0].shape[-2:])
         kept = rotations[0].shape[1]
-        return tuple(part[:, -kept:] for part in type(rope).forward(rope, longer))
+        # Copies: compiled blocks would take slices of longer and longer tables for other inputs.
+        tables = type(rope).forward(rope, longer)
+        return tuple(part[:, -kept:].clone(memory_format=torch.contiguous_format) for part in tables)
 
 
 def causal_of(transformer: nn.Module) -> Causal | None:

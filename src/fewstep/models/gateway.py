@@ -45,8 +45,12 @@ class Gateway:
         attention = attention_of(module)
         assert attention is not None
         self._owner, self._path, self._module, self._attention = owner, path, module, attention
-        self.number = next(_numbers)
-        GATEWAYS[self.number] = self
+        # A tensor, which is an input of a compiled graph; a number would make a graph for each gateway.
+        self.number = torch.tensor(next(_numbers))
+        GATEWAYS[int(self.number)] = self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Gateway:
+        return self
 
     def __call__(
         self,
@@ -100,10 +104,10 @@ def attend(
     is_causal: bool,
     scale: float | None,
     enable_gqa: bool,
-    gateway: int,
+    gateway: Tensor,
 ) -> Tensor:
     """A gateway's attention as one operation."""
-    gate = GATEWAYS[gateway]
+    gate = GATEWAYS[int(gateway)]
     options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     return gate.attend(query, key, value, mask, {**options, **gate.others()}).contiguous()
 

@@ -19,7 +19,7 @@ from fewstep.models.manifest import Manifest, manifest_of
 from fewstep.models.model import Model
 from fewstep.models.trace import TracedDenoiser, trace
 from fewstep.realtime.decode import check_streams
-from fewstep.techniques import Technique
+from fewstep.techniques import Engaged, Technique
 
 EXAMPLE = "a"  # a prompt to trace with
 
@@ -118,13 +118,17 @@ class LiveModel:
     def put_on(self, names: frozenset[str]) -> None:
         """Exactly these techniques, and no others, work from now on."""
         with self.lock, self.decoding:
-            now = frozenset() if self._on is None else frozenset(one.name for one in self._on.engaged)
-            if now == names:
+            if frozenset(self.engaged) == names:
                 return
             if self._on is not None:
                 self._on.remove()
             chosen = [one for name, one in self.techniques.items() if name in names]
             self._on = accelerate(self.pipe, chosen) if chosen else None
+
+    @property
+    def engaged(self) -> dict[str, Engaged]:
+        """What the techniques that are on really did."""
+        return {} if self._on is None else {one.name: one for one in self._on.engaged}
 
     def noise(self, generator: torch.Generator) -> Tensor:
         """A chunk of noise, (1, channels, frames, height, width)."""
