@@ -1,0 +1,156 @@
+"""Live video, measured as a viewer sees it: how evenly frames come, and whether they go on showing what was asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewstep.realtime import LiveModel, Session
+from fewstep.realtime.decode import Frames
+from fewstep.realtime.session import Chunk
+from fewstep.zoo.moving.oracle import answers, read, still_answers
+from fewstep.zoo.moving.scenes import FRAMES, Ask
+
+Clip = NDArray[np.float32]
+SPAN = 5.0  # seconds at the beginning and at the end that are compared
+SETTLED = 1.0  # seconds after which another prompt must hold
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a viewer saw.
+
+    Attributes:
+        frames: shown.
+        seconds: from the first one to the last.
+        fps: frames a second.
+        first_frame_s: from the start of the session to its first frame.
+        jitter_ms: p99 − p50 of the intervals between frames.
+        missed: chunks that were not there when they were due.
+        steps: of a chunk, on average.
+        load: share of the time that work took.
+        window_mb: keys and values.
+    """
+
+    frames: int
+    seconds: float
+    fps: float
+    first_frame_s: float
+    jitter_ms: float
+    missed: int
+    steps: float
+    load: float
+    window_mb: float
+
+
+def watch(session: Session, seconds: float) -> Watched:
+    """Show frames when they are due for so many seconds, and close the session."""
+    with session:
+        shown, steps = _shown(session, session.fps, seconds)
+        stats = session.stats
+    gaps = 1000 * np.diff(shown[1:])  # the first frame stays for a while, by intention
+    return Watched(
+        frames=len(shown),
+        seconds=shown[-1] - shown[0],
+        fps=(len(shown) - 2) / (shown[-1] - shown[1]),
+        first_frame_s=stats.first_frame_s or 0.0,
+        jitter_ms=float(np.percentile(gaps, 99) - np.percentile(gaps, 50)),
+        missed=stats.missed,
+        steps=float(np.mean(steps)),
+        load=stats.load,
+        window_mb=stats.window_mb,
+    )
+
+
+def _shown(chunks: Iterable[Chunk], fps: float, seconds: float) -> tuple[list[float], list[float]]:
+    """When each frame was shown, and the steps of each chunk. Frames that come late are shown at once, and all after
+    them are later by as much."""
+    start, shown, steps = 0.0, list[float](), list[float]()
+    for chunk in chunks:
+        now = time.monotonic()
+        start = now if not shown else max(start, now - chunk.due)
+        for i in range(len(chunk.frames)):
+            due = start + chunk.due + i / fps
+            time.sleep(max(0.0, due - time.monotonic()))
+            shown.append(time.monotonic())
+        steps.append(float(chunk.work["steps"]))
+        if shown[-1] - shown[0] >= seconds and len(shown) > 2:
+            break
+    return shown, steps
+
+
+def throughput(model: LiveModel, prompt: str, seconds: float, **options: Any) -> float:
+    """Frames a second when frames are taken as fast as they come, after the first chunks."""
+    with Session(model, prompt, seed=0, paced=False, **options) as session:
+        stream = iter(session)
+        for _ in range(4):
+            next(stream)
+        start, frames = time.monotonic(), 0
+        while (passed := time.monotonic() - start) < seconds:
+            frames += len(next(stream).frames)
+    return frames / passed
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How well live video answers its prompts, as shares of its pieces of 17 frames, in [0, 1].
+
+    Attributes:
+        opening: the first piece of each, judged as a clip of its own.
+        early, late: pieces of the first and the last five seconds; objects may have turned round.
+        switched: pieces that end within two seconds of another prompt, from one second on; NaN if there was none.
+    """
+
+    opening: float
+    early: float
+    late: float
+    switched: float
+
+
+def kept(
+    model: LiveModel, asked: Sequence[tuple[str, Ask]], *, seconds: float = 60.0, fps: float = 16.0, **options: Any
+) -> Kept:
+    """Make `seconds` of video for each prompt, then two more for the next prompt of the list, and judge it."""
+    opening, early, late, switched = (list[bool]() for _ in range(4))
+    span, whole = round(SPAN * fps), round(seconds * fps)
+    for seed, (text, ask) in enumerate(asked):
+        text_after, ask_after = asked[(seed + 1) % len(asked)]
+        first, after = _video(model, text, text_after, whole, round(2 * fps), seed, options)
+        opening.append(answers(ask, read(first[:FRAMES])))
+        early += [still_answers(ask, read(piece)) for piece in _pieces(first[:span])]
+        late += [still_answers(ask, read(piece)) for piece in _pieces(first[-span:])]
+        switched += [still_answers(ask_after, read(after[round(SETTLED * fps) :][:FRAMES]))] if len(after) else []
+    return Kept(*(float(np.mean(found)) if found else float("nan") for found in (opening, early, late, switched)))
+
+
+def _pieces(video: Clip) -> Iterator[Clip]:
+    return (video[low : low + FRAMES] for low in range(0, len(video) - FRAMES + 1, FRAMES - 1))
+
+
+def _video(
+    model: LiveModel, text: str, text_after: str, frames: int, frames_after: int, seed: int, options: dict[str, Any]
+) -> tuple[Clip, Clip]:
+    """Frames of one prompt and then of another, in [0, 1]."""
+    first, after = list[Frames](), list[Frames]()
+    with Session(model, text, seed=seed, paced=False, **options) as session:
+        for chunk in session:
+            (first if chunk.prompt == text else after).append(chunk.frames)
+            if sum(map(len, first)) >= frames and text_after != text and not after:
+                session.prompt(text_after)
+            if text_after == text or sum(map(len, after)) >= frames_after + FRAMES:
+                break
+    return _joined(first)[:frames], _joined(after)
+
+
+def _joined(parts: Sequence[Frames]) -> Clip:
+    return np.asarray(np.concatenate(parts) / 255 if parts else np.zeros((0, 0, 0, 3)), np.float32)
+
+
+def drift(kept: Kept) -> float:
+    """What is left at the end of what was right at the beginning, in [0, 1]; NaN where nothing was."""
+    return kept.late / kept.early if kept.early else float("nan")
