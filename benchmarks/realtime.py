@@ -49,9 +49,17 @@ def main() -> None:
     rows = [row(model, texts[0], n, given.each if n < len(STACK) else given.seconds) for n in range(len(STACK) + 1)]
     fewer = [few(model, texts[0], steps, given.each) for steps in (2, 1) if steps < model.steps]
     quality = kept(model, asked, seconds=given.seconds, fps=FPS, off=("adapt",))
-    found = {"teacher": teacher, "rows": rows, "fewer": fewer, "kept": asdict(quality), "drift": drift(quality)}
+    found: dict[str, Any] = {
+        "teacher": teacher,
+        "rows": rows,
+        "fewer": fewer,
+        "kept": asdict(quality),
+        "drift": drift(quality),
+    }
     show(found)
-    print(results.write("realtime", {**found, "model": given.model, "teacher_model": given.teacher}))
+    accuracy = {"accuracy of": given.model, **found["kept"], "drift": found["drift"]}
+    teachers = {"trick": f"teacher {given.teacher}", **teacher}
+    print(results.save("realtime", [teachers, *rows, *fewer, accuracy]))
 
 
 def arguments() -> argparse.Namespace:
