@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
+import threading
 
 import pytest
+import torch
 
 from fewstep.errors import InputError
-from fewstep.machine import FEATURES, Machine, cpu_features, cuda_features, versions
+from fewstep.machine import FEATURES, Machine, compute_with, cpu_features, cuda_features, versions
 
 BARE = Machine("cpu", "an old CPU", 2, 8.0, frozenset())
 
@@ -66,8 +68,6 @@ def test_this_machine() -> None:
 
 
 def test_versions_name_what_is_installed() -> None:
-    import torch
-
     assert versions()["torch"] == torch.__version__
 
 
@@ -91,3 +91,26 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         for keep in (False, True)
     }
     assert faults[True] < faults[False] / 5
+
+
+def test_a_thread_computes_with_threads_of_its_own() -> None:
+    seen: dict[object, int] = {}
+
+    def work(threads: int) -> None:
+        compute_with(threads)
+        started.wait()
+        seen[threads] = torch.get_num_threads()
+
+    started = threading.Barrier(3)
+    before = torch.get_num_threads()
+    both = [threading.Thread(target=work, args=(threads,)) for threads in (1, 2)]
+    for one in both:
+        one.start()
+    started.wait()
+    for one in both:
+        one.join()
+    later = threading.Thread(target=lambda: seen.update(later=torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert seen == {1: 1, 2: 2, "later": before}
+    assert torch.get_num_threads() == before

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import sysconfig
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -146,6 +147,17 @@ def keep_freed_memory() -> bool:
     """
     mallopt = None if os.name == "nt" else getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(mallopt(setting, value) for setting, value in MALLOC_SETTINGS.items())
+
+
+def compute_with(threads: int) -> None:
+    """Let torch compute with so many threads where this thread asks it to; all other threads keep their numbers."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)  # for this thread, and for threads to come
+    after = threading.Thread(target=torch.set_num_threads, args=(before,))
+    after.start()
+    after.join()
 
 
 def _has_cpp_toolchain() -> bool:

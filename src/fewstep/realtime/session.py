@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError, InputError, bad_value
+from fewstep.machine import compute_with
 from fewstep.realtime.decode import Frames, StreamDecoder, to_bytes
 from fewstep.realtime.model import LiveModel
 from fewstep.realtime.pace import Controller, FrameClock
@@ -168,9 +169,10 @@ class Session:
         self._changed, self._closed, self._counts = threading.Condition(), threading.Event(), _Counts(steps=most)
         self._error: BaseException | None = None
         self._began = time.monotonic()
+        cores = max(1, torch.get_num_threads() - 1)  # beside the one that decodes; more would wait for each other
         self._threads = [
-            threading.Thread(target=self._guarded, args=(run,), daemon=True, name=run.__name__)
-            for run in (self._denoise_all, self._decode_all)
+            threading.Thread(target=self._guarded, args=(run, threads), daemon=True, name=run.__name__)
+            for run, threads in ((self._denoise_all, cores), (self._decode_all, 1))
         ]
         for thread in self._threads:
             thread.start()
@@ -251,8 +253,9 @@ class Session:
     # -----------------------------------------------------------------------------------------------------------------
     # The threads
 
-    def _guarded(self, run: Callable[[], None]) -> None:
+    def _guarded(self, run: Callable[[], None], threads: int) -> None:
         try:
+            compute_with(threads)
             run()
         except BaseException as error:
             self._error = error
