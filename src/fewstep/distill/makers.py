@@ -98,7 +98,7 @@ def kd(given: Given) -> KD:
 
 def causal_kd(given: Given, *, chunk: int = 1, window: int | None = None, sink: int = 0) -> CausalKD:
     chunks = Chunks(chunk, window, sink)
-    return CausalKD(given.causal(chunks), chunks, given.distance)
+    return CausalKD(given.causal(chunks), chunks, given.sampler, given.distance)
 
 
 def self_forcing(

@@ -2,8 +2,8 @@
 at a step of its own (diffusion forcing, arXiv 2407.01392) and sees only the chunks before.
 
 The teacher's paths are those of a model that sees all frames. As in `kd`, one student step from a state of the path
-should land on its next one; here the chunks of a clip are at different states, some of them clean, as the past is when
-a video is made chunk by chunk.
+should land on its next one, or on its end where the student's x0 is noised anew between its steps. Here the chunks of a
+clip are at different states, some of them clean, as the past is when a video is made chunk by chunk.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from fewstep.distill.data.samples import PathBatch
 from fewstep.distill.engine.loop import Update
 from fewstep.distill.engine.roles import Swappable
 from fewstep.distill.losses import Distance, step_target
+from fewstep.distill.methods.backward import Stepping
 from fewstep.errors import InputError
 from fewstep.models.window import Chunks
 
@@ -33,6 +34,7 @@ class CausalKD:
 
     student: Swappable
     chunks: Chunks
+    sampler: Stepping = "euler"
     distance: Distance = field(default_factory=Distance)
 
     @property
@@ -49,7 +51,8 @@ class CausalKD:
         k = torch.randint(steps + 1, (samples, parts), generator=generator)
         k[:, -1] = torch.randint(steps, (samples,), generator=generator)
         k = k.repeat_interleave(self.chunks.size, 1).to(batch.states.device)
-        (x_t, t), (x_s, s) = at_frames(batch, k), at_frames(batch, (k + 1).clamp(max=steps))
+        after = (k + 1).clamp(max=steps) if self.sampler == "euler" else torch.full_like(k, steps)
+        (x_t, t), (x_s, s) = at_frames(batch, k), at_frames(batch, after)
         schedule, learnt = self.student.schedule, k < steps
         prediction = self.student(x_t, t, batch.cond)
         told, x, x_next = (each_frame(one, learnt) for one in (prediction, x_t, x_s))
