@@ -6,9 +6,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from fewstep.distill.decoder import decode_pairs, small_decoder
 from fewstep.errors import InputError
-from fewstep.realtime.decode import StreamDecoder, to_bytes
+from fewstep.realtime.decode import SmallStream, StreamDecoder, to_bytes
 from fewstep.zoo.moving.pipeline import build_vae
+from tests.distill.pipes import video_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def test_after_a_cut_nothing_of_the_past_shows(vae):
     first, second = torch.randn(2, 1, 24, 2, 2, 2, generator=torch.Generator().manual_seed(1))
     stream = StreamDecoder(vae)
     stream(first)
-    stream.cut()
+    stream.follow(None)
     assert torch.allclose(stream(second), whole(vae, second), atol=1e-5)
 
 
@@ -54,3 +56,24 @@ def test_bytes_are_rounded_and_in_place():
 def test_another_vae_is_refused_by_name():
     with pytest.raises(InputError, match="AutoencoderKL can't decode a stream"):
         StreamDecoder(AutoencoderKL())
+
+
+def test_a_small_decoder_of_a_stream_is_that_of_the_whole_clip() -> None:
+    torch.manual_seed(0)
+    pipe = video_pipeline()
+    small = small_decoder(pipe, width=8).eval()
+    latents = torch.randn(1, 24, 4, 2, 2, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        whole = decode_pairs(small, latents).flatten(1, 2)[0, 3:]
+    stream = SmallStream(small, 4)
+    made = torch.cat([stream(part) for part in latents.split([1, 2, 1], 2)])
+    assert made.shape == (13, 3, 16, 16)
+    assert torch.allclose(made, (whole / 2 + 0.5).clamp(0, 1), atol=1e-6)
+
+
+def test_one_decoder_goes_on_where_another_was(vae) -> None:
+    latents = torch.randn(1, 24, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    first, second = StreamDecoder(vae), StreamDecoder(vae)
+    first(latents[:, :, :1])
+    second.follow(first.last)
+    assert torch.allclose(second(latents[:, :, 1:]), first(latents[:, :, 1:]), atol=1e-6)

@@ -132,6 +132,22 @@ def test_tricks_are_switched_and_unknown_ones_named() -> None:
     assert model.pipe.transformer.blocks[0].attn1.to_q.weight.dtype == dtype
 
 
+def test_the_small_decoder_is_switched_in_mid_stream() -> None:
+    model = live_model(small=True)
+    with Session(model, "a red ring", seed=3, paced=False, off=("adapt", "overlap", "small_decoder")) as session:
+        stream = iter(session)
+        kept = [next(stream).frames for _ in range(3)]
+        session.switch("small_decoder", True)
+        small = [next(stream).frames for _ in range(6)][-1]
+        session.switch("small_decoder", False)
+        again = [next(stream).frames for _ in range(6)]
+    plain = frames(live_model(), 15)
+    assert np.abs(np.concatenate(kept).astype(int) - plain[:9].astype(int)).max() <= 1
+    assert small.shape == again[-1].shape == (4, 16, 16, 3)
+    assert np.abs(small.astype(int) - plain[29:33].astype(int)).max() > 10  # it was never trained
+    assert np.abs(again[-1].astype(int) - plain[-4:].astype(int)).max() <= 12  # but for what it missed of the past
+
+
 def test_compiled_blocks_are_one_graph_whatever_the_window_holds() -> None:
     model = live_model(Compile())
     with no_codegen(), Session(model, "a red ring", seed=3, paced=False, off=("adapt",)) as session:

@@ -1,12 +1,12 @@
 """Latents to frames as they come: a causal video VAE's decoder with the features that it keeps of the frames before.
 
 `vae.decode` forgets them at the end of each call, and so can't go on. Here they belong to the stream, so two streams
-may share a VAE.
+may share a VAE. A small decoder (`distill.decoder`) only looks at the latent frame before.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,10 +14,30 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fewstep.distill.decoder import decode_pairs
 from fewstep.errors import InputError
 
 Frames = NDArray[np.uint8]
 DECODERS = ("AutoencoderKLWan",)
+
+
+class Stream(Protocol):
+    """A decoder that remembers what it needs of the frames before.
+
+    Attributes:
+        last: the newest latent frame, (1, channels, 1, height, width); None at the beginning and after a cut.
+    """
+
+    last: Tensor | None
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """The next latent frames (1, channels, n, height, width), as the denoiser has them, to pixels in [0, 1],
+        (frames, 3, height, width): one frame for the stream's first latent frame, a VAE's number for each other."""
+        ...
+
+    def follow(self, last: Tensor | None) -> None:
+        """Go on after this latent frame, which another decoder has shown; after None nothing of the past shows."""
+        ...
 
 
 class StreamDecoder:
@@ -30,11 +50,10 @@ class StreamDecoder:
     def __init__(self, vae: nn.Module) -> None:
         self._vae = check_streams(vae)
         self._features: list[Any] = []
+        self.last: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:
-        """The next latent frames (1, channels, n, height, width), as the denoiser has them, to pixels in [0, 1],
-        (frames, 3, height, width): one frame for the stream's first latent frame, four for each other."""
         vae, parts = self._vae, []
         weight = vae.post_quant_conv.weight
         mean, std = (
@@ -46,14 +65,39 @@ class StreamDecoder:
             if first:
                 self._features = [None] * vae._cached_conv_counts["decoder"]
             parts.append(vae.decoder(one, feat_cache=self._features, feat_idx=[0], first_chunk=first))
+        self.last = latents[:, :, -1:]
         decoded = torch.cat(parts, 2)
         if vae.config["patch_size"] is not None:
             decoded = unpatchify(decoded, vae.config["patch_size"])
-        return (decoded[0].float().transpose(0, 1) / 2 + 0.5).clamp(0, 1)
+        return _pixels(decoded[0].transpose(0, 1))
 
-    def cut(self) -> None:
-        """The next latent frame is a first one: nothing of the frames before shows in it."""
-        self._features = []
+    def follow(self, last: Tensor | None) -> None:
+        self._features, self.last = [], None
+        if last is not None:
+            self(last)
+
+
+class SmallStream:
+    """One stream's way through a small decoder. `frames`: of a latent frame."""
+
+    def __init__(self, small: nn.Module, frames: int) -> None:
+        self._small, self._frames = small, frames
+        self.last: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, latents: Tensor) -> Tensor:
+        given = latents.to(next(self._small.parameters()))
+        made = decode_pairs(self._small, given, None if self.last is None else self.last.to(given))
+        frames = made.flatten(1, 2)[0, self._frames - 1 if self.last is None else 0 :]
+        self.last = latents[:, :, -1:]
+        return _pixels(frames)
+
+    def follow(self, last: Tensor | None) -> None:
+        self.last = last
+
+
+def _pixels(frames: Tensor) -> Tensor:
+    return (frames.float() / 2 + 0.5).clamp(0, 1)
 
 
 def check_streams(vae: Any) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.accelerate import Accelerated, accelerate
 from fewstep.diffusion.samplers import flow_times
@@ -18,7 +18,7 @@ from fewstep.models.causal import Causal, causal_of
 from fewstep.models.manifest import Manifest, manifest_of
 from fewstep.models.model import Model
 from fewstep.models.trace import TracedDenoiser, trace
-from fewstep.realtime.decode import check_streams
+from fewstep.realtime.decode import SmallStream, Stream, StreamDecoder, check_streams
 from fewstep.techniques import Engaged, Technique
 
 EXAMPLE = "a"  # a prompt to trace with
@@ -34,6 +34,7 @@ class LiveModel:
         causal: the denoiser's causal structure.
         manifest: the student's.
         techniques: that can be put on it while sessions run, by name (`precision`, `compile`).
+        small: a small decoder; None without one.
     """
 
     pipe: Any
@@ -41,13 +42,14 @@ class LiveModel:
     causal: Causal
     manifest: Manifest
     techniques: dict[str, Technique] = field(default_factory=dict)
+    small: nn.Module | None = None
     lock: Any = field(default_factory=threading.RLock)
     decoding: Any = field(default_factory=threading.RLock)
     _on: Accelerated | None = None
 
     @classmethod
-    def of(cls, pipe: Any, techniques: Sequence[Technique] = ()) -> LiveModel:
-        """From a pipeline that `fewstep.load` gave.
+    def of(cls, pipe: Any, techniques: Sequence[Technique] = (), small: nn.Module | None = None) -> LiveModel:
+        """From a pipeline that `fewstep.load` gave, and a small decoder that `distill.decoder.load_decoder` gave.
 
         Raises:
             InputError: it is no causal student, or its VAE can't decode a stream.
@@ -70,7 +72,7 @@ class LiveModel:
                 denoiser = trace(pipe, **call)
             finally:
                 pipe.scheduler = scheduler
-        return cls(pipe, denoiser, causal, manifest, {one.name: one for one in techniques})
+        return cls(pipe, denoiser, causal, manifest, {one.name: one for one in techniques}, small)
 
     @property
     def steps(self) -> int:
@@ -129,6 +131,11 @@ class LiveModel:
     def engaged(self) -> dict[str, Engaged]:
         """What the techniques that are on really did."""
         return {} if self._on is None else {one.name: one for one in self._on.engaged}
+
+    def decoders(self) -> dict[str, Stream]:
+        """A new stream through each decoder: the VAE's, and `small` where there is one."""
+        found: dict[str, Stream] = {"vae": StreamDecoder(self.pipe.vae)}
+        return found if self.small is None else {**found, "small": SmallStream(self.small, self.frames_per_latent)}
 
     def noise(self, generator: torch.Generator) -> Tensor:
         """A chunk of noise, (1, channels, frames, height, width)."""

@@ -25,15 +25,17 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError, InputError, bad_value
 from fewstep.machine import compute_with
-from fewstep.realtime.decode import Frames, StreamDecoder, to_bytes
+from fewstep.realtime.decode import Frames, Stream, to_bytes
 from fewstep.realtime.model import LiveModel
 from fewstep.realtime.pace import Controller, FrameClock
 from fewstep.realtime.rolling import OnPrompt, Rolling
 
 AHEAD = 3  # chunks that are made before they are due, and as many wait for a viewer
+SMALL = "small_decoder"
 OWN = {
     "window": "Keys and values of the past are kept, not computed anew in every step.",
     "overlap": "A chunk is decoded while the next one is denoised.",
+    SMALL: "A small decoder that was distilled from the VAE draws the frames.",
     "adapt": "Fewer steps when time runs short, more again when there is enough.",
 }
 POLL = 0.05  # seconds between looks at whether the session was closed
@@ -153,7 +155,8 @@ class Session:
         frames = self.model.causal.chunks.size * self.model.frames_per_latent
         self._clock = FrameClock(fps, held=frames)
         self._span = frames / fps
-        self._tricks = dict.fromkeys((*OWN, *self.model.techniques), True)
+        own = [name for name in OWN if name != SMALL or self.model.small is not None]
+        self._tricks = dict.fromkeys((*own, *self.model.techniques), True)
         for name in off:
             self._known(name)
             self._tricks[name] = False
@@ -162,7 +165,7 @@ class Session:
         self._prompt = prompt
         self._turn: tuple[str, Any] | None = None
         self._rolling = Rolling(self.model, self.model.condition(prompt), generator)
-        self._decoder = StreamDecoder(self.model.pipe.vae)
+        self._decoders, self._decoder = self.model.decoders(), "vae"
         self._latents: Queue[_Made] = Queue(maxsize=1)
         self._chunks: deque[Chunk] = deque()
         self._spent: deque[tuple[float, int]] = deque(maxlen=16)  # seconds of a chunk's work, and its frames
@@ -331,9 +334,7 @@ class Session:
         """Decode, and let the viewer have it."""
         started = time.monotonic()
         with self.model.decoding:
-            if made.cut:
-                self._decoder.cut()
-            frames = to_bytes(self._decoder(made.latents))
+            frames = to_bytes(self._chosen(made.cut)(made.latents))
         now = time.monotonic()
         decode, counts, has = now - started, self._counts, len(frames) / self.fps
         spent = max(made.denoise, decode) if self._tricks["overlap"] else made.denoise + decode
@@ -356,6 +357,14 @@ class Session:
                 counts.dropped += len(self._chunks.popleft().frames)
             self._chunks.append(chunk)
             self._changed.notify_all()
+
+    def _chosen(self, cut: bool) -> Stream:
+        """The decoder of now, which goes on where the other one was."""
+        before, self._decoder = self._decoders[self._decoder], "small" if self._tricks.get(SMALL) else "vae"
+        now = self._decoders[self._decoder]
+        if cut or now is not before:
+            now.follow(None if cut else before.last)
+        return now
 
     # -----------------------------------------------------------------------------------------------------------------
 

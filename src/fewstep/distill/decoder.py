@@ -1,0 +1,142 @@
+"""A small decoder for live video: it draws what the video VAE's own decoder draws, from this latent frame and the last.
+
+The network is diffusers' `AutoencoderTiny`. Its decoder is given two neighbouring latent frames, the earlier one first
+(zeros before the first), and gives all frames of the later one side by side in its channels; of a video's first latent
+frame only the last of them counts. So a stream needs to remember one latent frame, and not the features of every layer.
+
+    folder = distill_decoder(pipe, paths, "runs/decoder")     # paths: samples.PathSet, teacher paths or latents
+    LiveModel.of(pipe, decoder=load_decoder(folder))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.distill.data.samples import PathBatch, PathSet
+from fewstep.distill.engine.loop import Settings, Update, train
+from fewstep.errors import InputError
+from fewstep.files import replacing
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderTiny
+
+DECODED_AT_ONCE = 8  # clips, by the VAE
+
+
+def small_decoder(pipe: Any, width: int = 48, blocks: int = 2) -> AutoencoderTiny:
+    """One with random weights, for a video pipeline's latents. `width`: its channels; `blocks`: before each doubling of
+    height and width."""
+    from diffusers import AutoencoderTiny
+
+    doublings = int(math.log2(pipe.vae_scale_factor_spatial))
+    return AutoencoderTiny(
+        out_channels=3 * pipe.vae_scale_factor_temporal,
+        latent_channels=2 * pipe.vae.config["z_dim"],
+        encoder_block_out_channels=(8,),  # never used: diffusers has no decoder alone
+        num_encoder_blocks=(1,),
+        decoder_block_out_channels=(width,) * (doublings + 1),
+        num_decoder_blocks=(*(blocks,) * doublings, 1),
+    )
+
+
+def decode_pairs(small: AutoencoderTiny, latents: Tensor, before: Tensor | None = None) -> Tensor:
+    """Latent frames (batch, channels, n, height, width) to frames (batch, n, frames a latent, 3, height, width), about
+    [-1, 1]. `before`: the latent frame before the first, (batch, channels, 1, …); None where there is none."""
+    before = torch.zeros_like(latents[:, :, :1]) if before is None else before
+    pairs = torch.cat([torch.cat([before, latents[:, :, :-1]], 2), latents], 1)
+    batch, _, n, *sides = pairs.shape
+    made: Tensor = small.decoder(pairs.transpose(1, 2).reshape(batch * n, -1, *sides))
+    return made.view(batch, n, -1, 3, *made.shape[-2:])
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderDistiller:
+    """L1 and L2 to the frames that the VAE decodes from the same latents. `scale`: the VAE's (mean, std), each
+    (1, channels, 1, 1, 1)."""
+
+    small: AutoencoderTiny
+    vae: Any
+    scale: tuple[Tensor, Tensor]
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        return {"decoder": self.small}
+
+    @property
+    def frozen(self) -> Mapping[str, nn.Module]:
+        return {}
+
+    def updates(self, batch: PathBatch, generator: torch.Generator) -> Iterator[Update]:
+        latents = batch.states[:, -1]
+        made, wanted = decode_pairs(self.small, latents), self._decoded(latents)
+        frames = torch.cat([made[:, 0, -1:], made[:, 1:].flatten(1, 2)], 1)
+        error = frames.float() - wanted.transpose(1, 2)
+        yield Update("decoder", self.small, error.abs().mean() + 2 * error.square().mean())
+
+    @torch.no_grad()
+    def _decoded(self, latents: Tensor) -> Tensor:
+        mean, std = (one.to(latents) for one in self.scale)
+        scaled = latents * std + mean
+        parts = [scaled[low : low + DECODED_AT_ONCE] for low in range(0, len(scaled), DECODED_AT_ONCE)]
+        return torch.cat([self.vae.decode(part, return_dict=False)[0] for part in parts]).float()
+
+
+def distill_decoder(
+    pipe: Any,
+    paths: PathSet,
+    out: Path | str,
+    *,
+    width: int = 48,
+    steps: int = 2000,
+    batch: int = 8,
+    rate: float = 1e-3,
+    seed: int = 0,
+    show: bool = True,
+    **training: Any,
+) -> Path:
+    """Train one on the ends of these paths; returns its folder, `out/decoder`. The same call goes on where it stopped.
+
+    Raises:
+        InputError: no video pipeline whose VAE tells the mean and deviation of its latents; or `out` holds another run.
+        KeyboardInterrupt: Ctrl-C; all is saved.
+    """
+    paths.check_serves("latents", "A small decoder")
+    config = getattr(getattr(pipe, "vae", None), "config", {})
+    if config.get("latents_mean") is None or len(paths.index.shape) != 4:
+        raise InputError(f"A small decoder is for video pipelines as Wan's are. Got {type(pipe).__name__}.")
+    scale = [torch.tensor(config[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std")]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        small = small_decoder(pipe, width).to(pipe.device)
+    distiller = DecoderDistiller(small, pipe.vae.requires_grad_(False), (scale[0], scale[1]))
+    settings = Settings(steps=steps, seed=seed, rate=rate, **training)
+    facts = {"width": width, "batch": batch, "paths": paths.fingerprint}
+    batches = paths.batches(batch, seed, pipe.device)
+    done = train(distiller, batches, Path(out), settings, facts=facts, title="small decoder", show=show)
+    if not done.finished:
+        raise KeyboardInterrupt
+    folder = Path(out) / "decoder"
+    with replacing(folder) as aside:
+        trained: Any = done.averages["decoder"]
+        trained.save_pretrained(aside)
+    return folder
+
+
+def load_decoder(folder: Path | str) -> AutoencoderTiny:
+    """What `distill_decoder` wrote.
+
+    Raises:
+        InputError: there is none.
+    """
+    from diffusers import AutoencoderTiny
+
+    if not (Path(folder) / "config.json").exists():
+        raise InputError(f"{folder} holds no small decoder: it has no config.json.")
+    return AutoencoderTiny.from_pretrained(folder, use_safetensors=True).eval()
