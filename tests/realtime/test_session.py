@@ -144,8 +144,8 @@ def test_the_small_decoder_is_switched_in_mid_stream() -> None:
     plain = frames(live_model(), 15)
     assert np.abs(np.concatenate(kept).astype(int) - plain[:9].astype(int)).max() <= 1
     assert small.shape == again[-1].shape == (4, 16, 16, 3)
-    assert np.abs(small.astype(int) - plain[29:33].astype(int)).max() > 10  # it was never trained
-    assert np.abs(again[-1].astype(int) - plain[-4:].astype(int)).max() <= 12  # but for what it missed of the past
+    far, near = (np.abs(a.astype(int) - b).mean() for a, b in ((small, plain[29:33]), (again[-1], plain[-4:])))
+    assert near < far / 3  # it was never trained; the VAE's own misses some of the past
 
 
 def test_compiled_blocks_are_one_graph_whatever_the_window_holds() -> None:
