@@ -27,8 +27,9 @@ def test_its_recipe_is_one() -> None:
     assert Recipe.load(ROOT / "examples" / "fast.yaml").techniques
 
 
-def test_its_distillation_is_one() -> None:
+@pytest.mark.parametrize(("file", "methods"), [("distill.yaml", ["kd", "dmd2"]), ("live.yaml", ["causal_kd"])])
+def test_its_distillations_are_some(file: str, methods: list[str]) -> None:
     from fewstep.cli.distill import job_of
 
-    job = job_of(str(ROOT / "examples" / "distill.yaml"), {})
-    assert [rung.method for rung in job.rungs] == ["kd", "dmd2"]
+    job = job_of(str(ROOT / "examples" / file), {})
+    assert [rung.method for rung in job.rungs] == methods
