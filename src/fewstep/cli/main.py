@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from fewstep import __version__
-from fewstep.cli import bench, calibrate, checkpoints, demo, distill, doctor, generate, recipe, zoo
+from fewstep.cli import bench, calibrate, checkpoints, demo, distill, doctor, generate, recipe, serve, zoo
 from fewstep.cli.quiet import quiet
 from fewstep.cli.show import note
 from fewstep.errors import FewstepError
@@ -40,6 +40,8 @@ app.command("verify")(checkpoints.verify)
 app.command("convert")(checkpoints.convert)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(zoo.app, name="zoo")
+app.command("serve")(serve.serve)
+app.add_typer(serve.keys_app, name="keys")
 app.command("doctor")(doctor.doctor)
 
 
