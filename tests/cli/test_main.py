@@ -14,9 +14,10 @@ from fewstep.cli import doctor
 from fewstep.errors import RecipeError
 from tests.cli.conftest import Fewstep
 
-COMMANDS = ["demo", "generate", "bench", "distill", "recipe", "zoo", "doctor"]
+COMMANDS = ["demo", "generate", "serve", "keys", "bench", "calibrate", "distill", "recipe", "zoo", "doctor"]
 SUBCOMMANDS = [
-    *([name] for name in COMMANDS if name not in ("distill", "recipe", "zoo")),
+    *([name] for name in COMMANDS if name not in ("distill", "keys", "recipe", "zoo")),
+    ["keys", "add"],
     *(["distill", name] for name in ("train", "methods", "report")),
     *(["recipe", name] for name in ("list", "show", "check")),
     *(["zoo", name] for name in ("list", "eval", "export", "train")),

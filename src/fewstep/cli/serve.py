@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from fewstep.server.config import ServerConfig
     from fewstep.server.service import Service
+    from fewstep.server.studio import LiveStudio
 
 COMMAND = "fewstep serve"
 SOCKET_MESSAGE = 65_536  # bytes
@@ -133,8 +135,8 @@ def _run(config: ServerConfig, host: str, port: int) -> None:
     from fewstep.server.service import Service
 
     service = Service.of(config)
-    worker = service.worker
-    app = build_app(config, _live(service), service)
+    worker, studio = service.worker, _studio(config)
+    app = build_app(config, [] if studio is None else [_live(service, studio)], service)
     # A viewer's messages are short, and pictures are compressed already.
     sockets = {"ws_max_size": SOCKET_MESSAGE, "ws_per_message_deflate": False}
     options: dict[str, Any] = {"log_level": "warning", "timeout_graceful_shutdown": SHUTDOWN, **sockets}
@@ -144,7 +146,7 @@ def _run(config: ServerConfig, host: str, port: int) -> None:
         server.should_exit = True
 
     worker.when_broken = give_up
-    worker.when_ready = lambda: note(f"Ready: {', '.join(entry.name for entry in config.models)} at {_url(server)}")
+    worker.when_ready = lambda: _tell_ready(config, studio, _url(server))
     server.run()
     if isinstance(worker.broken, FewstepError):
         raise worker.broken
@@ -154,17 +156,36 @@ def _run(config: ServerConfig, host: str, port: int) -> None:
         sys.exit(2)
 
 
-def _live(service: Service) -> list[APIRouter]:
-    """Live video and its page, where one of the models makes video chunk by chunk."""
-    from fewstep.server.stream import routes
+def _studio(config: ServerConfig) -> LiveStudio | None:
+    """Live video, where one of the models makes it chunk by chunk."""
     from fewstep.server.studio import LiveStudio, live_entry
 
-    entry = live_entry(service.config.models)
-    if entry is None:
-        return []
-    return [routes(LiveStudio(entry), authorize=service.door.why_not, metrics=service.metrics.registry)]
+    entry = live_entry(config.models)
+    return None if entry is None else LiveStudio(entry)
+
+
+def _live(service: Service, studio: LiveStudio) -> APIRouter:
+    from fewstep.server.stream import routes
+
+    return routes(studio, authorize=service.door.why_not, metrics=service.metrics.registry)
+
+
+def _tell_ready(config: ServerConfig, studio: LiveStudio | None, url: str) -> None:
+    note(f"Ready: {', '.join(entry.name for entry in config.models)} at {url}/v1")
+    if studio is not None:
+        threading.Thread(target=_warm, args=(studio, url), daemon=True).start()
+
+
+def _warm(studio: LiveStudio, url: str) -> None:
+    """Load the live model before its first viewer comes."""
+    try:
+        _ = studio.model
+    except FewstepError as error:
+        note(f"There is no live video of {studio.name}: {error}")
+    else:
+        note(f"Live: {studio.name} at {url}")
 
 
 def _url(server: Any) -> str:
     host, port = server.servers[0].sockets[0].getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
