@@ -21,7 +21,8 @@ def test_the_version_is_said_once_and_again_the_same() -> None:
 
 def test_ci_runs_the_command_of_the_readme() -> None:
     commands = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and line[0] not in "#"]
-    assert commands == ["set -euo pipefail", 'cd "$(dirname "${BASH_SOURCE[0]}")/.."', "make test"]
+    assert commands[:2] == ["set -euo pipefail", 'cd "$(dirname "${BASH_SOURCE[0]}")/.."']
+    assert commands[-1] == "make test"  # between them, what the tests would otherwise skip is installed
     assert "\nmake test " in (ROOT / "README.md").read_text()
 
 
