@@ -161,6 +161,14 @@ def test_compiled_blocks_are_one_graph_whatever_the_window_holds() -> None:
     assert np.abs(np.concatenate(made).astype(int) - alone.astype(int)).max() <= 1
 
 
+@pytest.mark.slow
+def test_compiled_blocks_show_what_eager_ones_show() -> None:
+    """With generated code, which uses memory again: nothing of the window may lie in it."""
+    with Session(live_model(Compile()), "a red ring", seed=3, paced=False, off=("adapt",)) as session:
+        made = np.concatenate([chunk.frames for chunk in islice(session, 7)])
+    assert np.abs(made.astype(int) - frames(live_model(), 7).astype(int)).max() <= 2
+
+
 def test_a_failure_reaches_who_iterates_and_ends_the_threads(model: LiveModel, monkeypatch) -> None:
     session = Session(model, "a red ring", seed=0, paced=False)
     stream = iter(session)

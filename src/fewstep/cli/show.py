@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -65,7 +65,9 @@ def print_rows(rows: Sequence[Row], *, as_json: bool, title: str | None = None) 
     table = Table(title=title, title_justify="left")
     for column in columns:
         numeric = all(isinstance(row[column], int | float) for row in rows)
-        table.add_column(Text(column.replace("_", " ")), justify="right" if numeric else "left", overflow="fold")
+        names = column == columns[0] == "name"  # which stay in one piece, to be copied
+        justify: Literal["left", "right"] = "right" if numeric else "left"
+        table.add_column(Text(column.replace("_", " ")), justify=justify, overflow="fold", no_wrap=names)
     for row in rows:
         table.add_row(*(Text(cell(row[column])) for column in columns))
     Console(highlight=False).print(table)

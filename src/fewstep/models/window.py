@@ -97,7 +97,8 @@ class Window:
         return torch.cat([keys, key], 1), torch.cat([values, value], 1)
 
     def note(self, slot: Slot, key: Tensor, value: Tensor) -> None:
-        self._new[slot] = (key.detach(), value.detach())
+        # Copies: compiled code uses the memory of its tensors again once it has no more use for them.
+        self._new[slot] = (key.detach().clone(), value.detach().clone())
 
     def advance(self, frames: int, tokens: int) -> None:
         """The chunk that was noted belongs to the past now. `tokens`: of one frame."""
