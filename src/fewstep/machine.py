@@ -149,15 +149,19 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and all(mallopt(setting, value) for setting, value in MALLOC_SETTINGS.items())
 
 
+_COUNTING = threading.Lock()
+
+
 def compute_with(threads: int) -> None:
     """Let torch compute with so many threads where this thread asks it to; all other threads keep their numbers."""
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)  # for this thread, and for threads to come
-    after = threading.Thread(target=torch.set_num_threads, args=(before,))
-    after.start()
-    after.join()
+    with _COUNTING:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)  # for this thread, and for threads to come
+        after = threading.Thread(target=torch.set_num_threads, args=(before,))
+        after.start()
+        after.join()
 
 
 def _has_cpp_toolchain() -> bool:
