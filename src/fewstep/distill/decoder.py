@@ -5,7 +5,7 @@ The network is diffusers' `AutoencoderTiny`. Its decoder is given two neighbouri
 frame only the last of them counts. So a stream needs to remember one latent frame, and not the features of every layer.
 
     folder = distill_decoder(pipe, paths, "runs/decoder")     # paths: samples.PathSet, teacher paths or latents
-    LiveModel.of(pipe, decoder=load_decoder(folder))
+    LiveModel.of(pipe, small=load_decoder(folder))
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ class StreamDecoder:
     """
 
     def __init__(self, vae: nn.Module) -> None:
-        self._vae = check_streams(vae)
+        check_streams(vae)
+        self._vae: Any = vae
         self._features: list[Any] = []
         self.last: Tensor | None = None
 
@@ -100,11 +101,10 @@ def _pixels(frames: Tensor) -> Tensor:
     return (frames.float() / 2 + 0.5).clamp(0, 1)
 
 
-def check_streams(vae: Any) -> Any:
+def check_streams(vae: Any) -> None:
     """Raises InputError where a VAE is not known to decode frame by frame."""
     if type(vae).__name__ not in DECODERS:
         raise InputError(f"{type(vae).__name__} can't decode a stream: known are {', '.join(DECODERS)}.")
-    return vae
 
 
 def to_bytes(pixels: Tensor) -> Frames:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -81,11 +81,6 @@ class LiveModel:
         return self.manifest.steps
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of a frame in pixels."""
-        return int(self.manifest.call["height"]), int(self.manifest.call["width"])
-
-    @property
     def latent_shape(self) -> tuple[int, ...]:
         """Of a chunk, (channels, frames, height, width)."""
         channels, _, *sides = self.denoiser.noise.shape[1:]
@@ -140,6 +135,3 @@ class LiveModel:
     def noise(self, generator: torch.Generator) -> Tensor:
         """A chunk of noise, (1, channels, frames, height, width)."""
         return torch.randn(1, *self.latent_shape, generator=generator).to(self.denoiser.noise.device)
-
-    def facts(self) -> dict[str, Any]:
-        return {"model": self.manifest.name, "steps": self.steps, **asdict(self.causal.chunks)}
