@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, WanPipeline
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fewstep.distill.engine.precision import compiled, trained_attention
@@ -62,6 +63,7 @@ class Settings:
     adam_rate: float = 1e-3  # everything else
     rate: float = 1.0  # times both of these
     prompt_dropout: float = 0.1  # how often a prompt is left out, which is what guidance needs
+    pairs: float = 0.6  # share of the batches that shows two objects: they are the harder clips
     align: float = 0.5  # weight of reading the scene from inside the transformer; fades out before the rates fall
     ema: float = 0.999
     save_every: int = 100
@@ -196,13 +198,14 @@ def _trained_pipeline(out: Path, settings: Settings, pipe: WanPipeline, latents:
     if settings.compile:
         predict = torch.compile(predict)
     empty = torch.from_numpy(as_tokens(pipe.tokenizer, [""], PROMPT_TOKENS)).to(device)
+    drawn = _drawn(len(latents), settings.pairs)
     head = nn.Linear(pipe.transformer.proj_out.in_features, layouts.shape[-1]).to(device)
     seen = torch.from_numpy(layouts[:1000].astype(np.float32)).to(device)
     centre, spread = seen.mean((0, 1)), seen.std((0, 1)) + 1e-3
 
     def loss(step: int) -> Tensor:
         rng, noise_rng = np.random.default_rng((settings.seed, step)), _noise(settings, step, device)
-        rows = np.sort(rng.integers(0, len(latents), settings.teacher_batch))
+        rows = np.sort(rng.choice(len(latents), settings.teacher_batch, p=drawn))
         x0 = torch.from_numpy(latents[rows].astype(np.float32)).to(device)
         shown = torch.from_numpy(layouts[rows].astype(np.float32)).to(device)
         ids = torch.from_numpy(tokens[rows, rng.integers(0, WORDINGS, len(rows))]).to(device)
@@ -226,6 +229,14 @@ def _trained_pipeline(out: Path, settings: Settings, pipe: WanPipeline, latents:
     with replacing(folder) as aside:
         write_pipeline(pipe.to("cpu"), aside, asdict(settings))
     return folder
+
+
+def _drawn(scenes: int, pairs: float) -> NDArray[np.float64]:
+    """How often each scene is drawn, (scenes,): those of two objects together `pairs` of the time."""
+    paired = np.array([len(WORDED.scene(seed).things) == 2 for seed in range(scenes)])
+    often = np.where(paired, pairs / max(paired.sum(), 1), (1 - pairs) / max((~paired).sum(), 1))
+    shares: NDArray[np.float64] = often / often.sum()
+    return shares
 
 
 def write_pipeline(pipe: WanPipeline, folder: Path, settings: dict[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""Techniques that share the work of one model among processes."""

@@ -1,0 +1,57 @@
+"""How the work of one model is shared among processes, as numbers.
+
+Every field says into how many parts one kind of work is cut:
+
+- `data`: prompts of a call; nothing is sent.
+- `guidance`: the branches of guidance, of which two are usual; one small exchange a step.
+- `ring`: tokens, whose keys and values go round (arXiv 2310.01889).
+- `ulysses`: tokens, which are exchanged for heads around each attention (arXiv 2309.14509).
+- `tensor`: the features of every layer (arXiv 1909.08053); two sums over all tokens a block.
+- `vae`: what is decoded, among all processes that there are; it follows the denoising, so it multiplies nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from math import prod
+
+from fewstep.errors import bad_value
+
+# The dimensions of the mesh, the outermost first: neighbours in the last one have neighbouring ranks, and so the fastest
+# links. What is sent grows from left to right.
+DIMENSIONS = ("data", "guidance", "ring", "ulysses", "tensor")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Parts of each kind of work; 1 is "not shared"."""
+
+    data: int = 1
+    guidance: int = 1
+    ring: int = 1
+    ulysses: int = 1
+    tensor: int = 1
+    vae: int = 1
+
+    @property
+    def size(self) -> int:
+        """Processes that it takes: the product of all parts but the decoder's."""
+        return prod(getattr(self, name) for name in DIMENSIONS)
+
+    @property
+    def sequence(self) -> int:
+        """Into how many parts the tokens are cut."""
+        return self.ring * self.ulysses
+
+    def faults(self) -> list[str]:
+        """What is wrong with the numbers by themselves, one sentence each."""
+        wrong = [f.name for f in fields(self) if not (type(value := getattr(self, f.name)) is int and value >= 1)]
+        found = [bad_value(name, "a parallel layout", "a whole number from 1 on", getattr(self, name)) for name in wrong]
+        if not wrong and self.vae > 1 and self.vae > self.size:
+            found.append(f"A parallel layout of {self.size} processes can't decode in {self.vae} parts: {self}.")
+        return found
+
+    def __str__(self) -> str:
+        """`guidance 2, ulysses 2, vae 4`: only what is shared."""
+        parts = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        return ", ".join(f"{name} {value}" for name, value in parts if value != 1) or "one process"
