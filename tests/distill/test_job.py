@@ -6,6 +6,7 @@ import pytest
 
 from fewstep.distill.job import Job, Rung, read_job
 from fewstep.errors import InputError
+from fewstep.zoo.drawn import Drawn
 
 LEAST = {"prompts": ["a ring"], "out": "out/x"}
 
@@ -41,6 +42,20 @@ def test_a_tasks_prompts_are_asked_of_the_caller():
     assert job.prompts == ["prompt of shapes"]
     with pytest.raises(InputError, match="no tasks are known"):
         read_job({**LEAST, "prompts": "task:shapes"})
+
+
+def test_a_tasks_data_is_drawn_by_the_caller():
+    values = {**LEAST, "data": "task:moving-shapes", "samples": 20, "seed": 3, "frames": 25}
+    job = read_job(values, drawn=Drawn)
+    assert job.data == Drawn("moving-shapes", 20, 3, 25)
+    assert job.facts()["data"] == {"task": "moving-shapes", "samples": 20, "seed": 3, "frames": 25}
+    (one,) = job.data.read(range(4, 5))
+    assert one.media.shape == (25, 64, 64, 3)
+    assert one.caption
+    with pytest.raises(InputError, match="no tasks are known"):
+        read_job(values)
+    with pytest.raises(InputError, match="'frames' of data of the task shapes must be left out, as it has pictures"):
+        read_job({**values, "data": "task:shapes"}, drawn=Drawn)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,23 @@ def test_chunk_by_chunk_is_the_masked_whole(chunks: Chunks) -> None:
     assert window.frames == min(frames, (chunks.window or frames + chunks.size) - chunks.size)
 
 
+@pytest.mark.parametrize("chunks", [Chunks(), Chunks(2), Chunks(1, window=3), Chunks(2, window=4)])
+def test_a_clip_beside_itself_is_what_comes_after_a_window_of_it(chunks: Chunks) -> None:
+    """All chunks at once, each after the known past, are what they are one by one; the past sees nothing of them."""
+    model, (past, t, text), (x, _, _) = transformer(), clip(8), clip(8, seed=2)
+    causal, window, parts, end = make_causal(model, chunks), Window(chunks), [], torch.zeros_like(t)
+    with causal.beside():
+        both = run(model, torch.cat([past, x], 2), torch.cat([end, t], 1), text)
+    for start in range(0, 8, chunks.size):
+        part = slice(start, start + chunks.size)
+        with causal.after(window):
+            parts.append(run(model, x[:, :, part], t[:, part], text))
+        with causal.after(window, write=True):
+            run(model, past[:, :, part], end[:, part], text)
+    assert torch.allclose(both[:, :, 8:], torch.cat(parts, 2), atol=1e-5)
+    assert torch.allclose(both[:, :, :8], run(model, past, end, text), atol=1e-5)
+
+
 def test_a_later_frame_changes_no_earlier_one_and_a_far_one_is_not_seen() -> None:
     model, (x, t, text) = transformer(), clip(8)
     make_causal(model, Chunks(2, window=4))

@@ -13,6 +13,7 @@ from fewstep.cli.check import at_least, device_here
 from fewstep.cli.show import AsJson, note, print_json, print_rows, working
 
 if TYPE_CHECKING:
+    from fewstep.distill.data.captions import Source
     from fewstep.distill.job import Job
 
 COMMAND = "fewstep distill"
@@ -164,7 +165,13 @@ def job_of(source: str, given: dict[str, Any]) -> Job:
         raise InputError(f"{COMMAND} needs --prompts or --data, or a YAML file that has one of them.")
     if "out" not in values:
         raise InputError(f"{COMMAND} needs --out, or a YAML file that has it.")
-    return read_job(values, tasks=TaskPrompts)
+    return read_job(values, tasks=TaskPrompts, drawn=_drawn)
+
+
+def _drawn(name: str, samples: int, seed: int, frames: int | None) -> Source:
+    from fewstep.zoo.drawn import Drawn
+
+    return Drawn(name, samples, seed, frames)
 
 
 class TaskPrompts:

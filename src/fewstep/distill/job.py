@@ -18,9 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from fewstep.distill.catalog import Card, card
+from fewstep.distill.data.captions import Source
 from fewstep.distill.data.prompts import PromptSource
 from fewstep.distill.engine.loop import Settings
 from fewstep.distill.engine.parallel import Kind
@@ -34,6 +35,8 @@ from fewstep.errors import InputError, bad_value
 TASK = "task:"
 Sharing = Literal["copies", "lora"]
 Saved = Literal["pipeline", "lora"]
+DrawnData = Callable[[str, int, int, int | None], Source]  # of a task's name, samples, seed, frames
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ class Job:
         prompts: a list, a text file with one a line, or a function of (n, seed); empty: the captions of `data`.
         out: folder of the run; the student comes to `out/student`.
         data: pictures or videos with captions to train on, where a method takes them: a folder or a Hugging Face data
-            set, see `captions.source_of`. Without, the ends of teacher paths serve.
+            set, see `captions.source_of`, or samples by number. Without, the ends of teacher paths serve.
+        frames: of a video of the data; None: as many as the teacher makes.
         columns: of a data set, if they have other names than "image" and "text", and its "split".
         teacher: what `fewstep.load` takes; only `run` reads it.
         steps: the student's.
@@ -137,7 +141,8 @@ class Job:
 
     prompts: PromptSource
     out: Path | str
-    data: Path | str | None = None
+    data: Path | str | Source | None = None
+    frames: int | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     teacher: str = ""
     steps: int = 4
@@ -227,7 +232,7 @@ class Job:
         """What made a student, for its manifest; as JSON."""
         named = ("steps", "teacher_steps", "samples", "shift", "roles", "seed")
         rungs = [{**rung.facts(), **asdict(rung.settings(self.seed))} for rung in self.rungs]
-        places = {name: None if (place := getattr(self, name)) is None else str(place) for name in ("start", "data")}
+        places = {name: None if (place := getattr(self, name)) is None else _place(place) for name in ("start", "data")}
         return {**{name: getattr(self, name) for name in named}, "call": dict(self.call), **places, "ladder": rungs}
 
     @property
@@ -236,8 +241,19 @@ class Job:
         return self.sampler or self.rungs[-1].card.samplers[0]
 
 
-def read_job(config: Mapping[str, Any] | Path | str, *, tasks: Callable[[str], PromptSource] | None = None) -> Job:
-    """The job of a configuration: a mapping or a YAML file; `prompts: task:NAME` asks `tasks`.
+def _place(value: Any) -> Any:
+    """What names data or a start in a manifest, as JSON."""
+    return str(value) if isinstance(value, str | Path) else dict(value.facts)
+
+
+def read_job(
+    config: Mapping[str, Any] | Path | str,
+    *,
+    tasks: Callable[[str], PromptSource] | None = None,
+    drawn: DrawnData | None = None,
+) -> Job:
+    """The job of a configuration: a mapping or a YAML file; `prompts: task:NAME` asks `tasks`, `data: task:NAME` asks
+    `drawn` for as many samples as the job has.
 
     Raises:
         InputError: an unknown or missing key, or a value that does not fit.
@@ -255,12 +271,23 @@ def read_job(config: Mapping[str, Any] | Path | str, *, tasks: Callable[[str], P
     if not isinstance(ladder, list) or not all(isinstance(rung, Mapping) for rung in ladder):
         raise InputError(bad_value("ladder", where, "a list of rungs, each with keys and values", ladder))
     own["ladder"] = tuple(_rung({**values, **rung}, where) for rung in ladder)
-    prompts = own["prompts"]
-    if isinstance(prompts, str) and prompts.startswith(TASK):
-        if tasks is None:
-            raise InputError(f"{where} takes prompts from {prompts!r}, and no tasks are known here.")
-        own["prompts"] = tasks(prompts.removeprefix(TASK))
-    return Job(**own)
+    job = Job(**own)
+    if name := _task_in(job.prompts):
+        job = replace(job, prompts=_known(tasks, "prompts", name, where)(name))
+    if name := _task_in(job.data):
+        job = replace(job, data=_known(drawn, "data", name, where)(name, job.samples, job.seed, job.frames))
+    return job
+
+
+def _task_in(value: Any) -> str:
+    """The name in `task:NAME`; empty where it is something else."""
+    return value.removeprefix(TASK) if isinstance(value, str) and value.startswith(TASK) else ""
+
+
+def _known(tasks: Found | None, what: str, name: str, where: str) -> Found:
+    if tasks is None:
+        raise InputError(f"{where} takes {what} from {TASK + name!r}, and no tasks are known here.")
+    return tasks
 
 
 def _rung(values: Mapping[str, Any], where: str) -> Rung:

@@ -26,7 +26,7 @@ from torch import nn
 from fewstep.diffusion.samplers import flow_times
 from fewstep.distill.data import conditions
 from fewstep.distill.data.paths import PathSettings, PathTask, make_paths, make_prompts
-from fewstep.distill.data.samples import Content, PathSet
+from fewstep.distill.data.samples import Content, PathBatch, PathSet
 from fewstep.distill.data.seeds import derive
 from fewstep.distill.data.store import Sizes
 from fewstep.distill.engine.loop import Distiller, Watch, train
@@ -158,6 +158,7 @@ class Ladder:
                 example,
                 rung.distance,
                 self.job.seed,
+                self._data(rung, sources),
             )
             distiller = rung.card.make(given, **rung.options)
         return Lesson(rung, distiller, source, sampler)
@@ -210,6 +211,14 @@ class Ladder:
         paths = make_paths(domain.teacher, task, place, settings, facts=domain.facts, show=show)
         from_paths: dict[Content, PathSet] = {"paths": paths, "latents": paths, "prompts": paths}
         return from_paths | made
+
+    def _data(self, rung: Rung, sources: Mapping[Content, PathSet]) -> Callable[[torch.Generator], PathBatch] | None:
+        """Batches of real data beside a rung's teacher paths."""
+        if self.domain.data is None or rung.card.needs != "paths":
+            return None
+        data = sources["latents"]
+        batches = data.batches(rung.batch, self.job.seed, device_of(self.domain.teacher.module))
+        return lambda draw: batches(int(torch.randint(max(1, len(data) // rung.batch), (), generator=draw)))
 
     def _teacher(self, rung: Rung, before: Rung | None, weights: nn.Module | None) -> Swappable:
         """The domain's, or the student of the stage before in a progressive ladder."""

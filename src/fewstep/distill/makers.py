@@ -6,6 +6,8 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from fewstep.distill.data.samples import PathBatch
 from fewstep.distill.engine.lora import Adapter
 from fewstep.distill.engine.roles import Swappable
@@ -49,6 +51,7 @@ class Given:
         batch: an example of what it will be trained on.
         distance: the loss, where a method leaves it open.
         seed: of what is made at random.
+        data: batches of real data, for a method of teacher paths that can use both; None: there is none.
     """
 
     teacher: Swappable
@@ -60,6 +63,7 @@ class Given:
     batch: PathBatch
     distance: Distance = field(default_factory=Distance)
     seed: int = 0
+    data: Callable[[torch.Generator], PathBatch] | None = None
 
     @property
     def critic(self) -> Critic:
@@ -96,9 +100,11 @@ def kd(given: Given) -> KD:
     return KD(given.student, given.distance)
 
 
-def causal_kd(given: Given, *, chunk: int = 1, window: int | None = None, sink: int = 0) -> CausalKD:
+def causal_kd(
+    given: Given, *, chunk: int = 1, window: int | None = None, sink: int = 0, past_noise: float = 0.1
+) -> CausalKD:
     chunks = Chunks(chunk, window, sink)
-    return CausalKD(given.causal(chunks), chunks, given.sampler, given.distance)
+    return CausalKD(given.causal(chunks), chunks, given.sampler, given.distance, past_noise, given.data)
 
 
 def self_forcing(

@@ -60,7 +60,7 @@ class PipelineJob:
         parallel = processes_of(job)
         if parallel.size > 1:
             pipe.to(parallel.device)
-        source = None if job.data is None else source_of(job.data, **dict[str, Any](job.columns))
+        source = source_of(job.data, **dict[str, Any](job.columns)) if isinstance(job.data, str | Path) else job.data
         prompts = read_prompts(_texts(job, source), job.samples, job.seed)
         example = {"prompt": prompts[0], **job.call}
         _check_teacher(pipe)
@@ -145,7 +145,7 @@ class PipelineJob:
 
     def _encoded(self, source: Source, show: bool) -> PathSet:
         place, facts = Path(self.job.out) / "latents", {"guidance": dict(self.traced.weights)}
-        settings = EncodeSettings(seed=self.job.seed)
+        settings = EncodeSettings(seed=self.job.seed, frames=self.job.frames)
         return encode(
             self.pipe, self.traced, source, place, settings, condition=self._condition, facts=facts, show=show
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewstep.distill.data.prompts import PromptSource
 from fewstep.distill.export import check_lora
-from fewstep.distill.job import Job, read_job
+from fewstep.distill.job import DrawnData, Job, read_job
 from fewstep.distill.pipelines import PipelineJob
 from fewstep.distill.watching.watch import Score
 from fewstep.errors import InputError
@@ -47,13 +47,18 @@ def distill(pipe: DiffusionPipeline, job: Job, *, score: Score | None = None, sh
     return Path(job.out) / "student"
 
 
-def run(config: Mapping[str, Any] | Path | str, *, tasks: Callable[[str], PromptSource] | None = None) -> Path:
+def run(
+    config: Mapping[str, Any] | Path | str,
+    *,
+    tasks: Callable[[str], PromptSource] | None = None,
+    drawn: DrawnData | None = None,
+) -> Path:
     """Do the job that a configuration describes; see `job.read_job` and `distill`.
 
     Raises:
         InputError: an unknown or missing key, or a value that does not fit.
     """
-    job = read_job(config, tasks=tasks)
+    job = read_job(config, tasks=tasks, drawn=drawn)
     if not job.teacher:
         raise InputError("A distillation needs a 'teacher': a zoo name, a folder or a hub id.")
     resolve(job.teacher)

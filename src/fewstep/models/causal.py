@@ -1,8 +1,9 @@
 """A video transformer that sees the past alone: its frames come in chunks, and each chunk attends to those before.
 
 Attention over all frames at once is made causal by a mask (training, with a time for each frame), or a chunk comes by
-itself and finds the keys and values of the past in a `Window` (arXiv 2412.07772, 2506.08009). Both are the same
-function, so a model trained with the one runs with the other. Its weights are those of the class it always was.
+itself and finds the keys and values of the past in a `Window` (arXiv 2412.07772, 2506.08009). Or all chunks come at
+once and find a second, clean copy of the clip beside them, which is the past of each. All are the same function, so a
+model trained with one runs with another. Its weights are those of the class it always was.
 """
 
 from __future__ import annotations
@@ -75,6 +76,16 @@ class Causal:
         finally:
             self.doing, self._window = before, None
 
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Inside the block a call is over a clip twice, its frames one after the other: as it is known, and as it is to
+        be denoised. Each chunk of the second copy sees itself, and of the first what a window would hold of it."""
+        before, self.doing = self.doing, Beside(self.chunks, self.clip)
+        try:
+            yield
+        finally:
+            self.doing = before
+
     def _prepared(self, transformer: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Notes the clip's shape, and tells each token the time of its frame."""
         hidden, timestep = kwargs[self._facts.hidden], kwargs[self._facts.timestep]
@@ -86,7 +97,10 @@ class Causal:
         return args, {**kwargs, self._facts.timestep: each}
 
     def _placed(self, rope: nn.Module, args: tuple[Any, ...], rotations: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        """The rotations of a chunk's own place, not of the first frames."""
+        """The rotations of a chunk's own place, not of the first frames; of a clip twice, those of one, twice."""
+        if isinstance(self.doing, Beside):
+            half = args[0][..., : args[0].shape[-3] // 2, :, :]
+            return tuple(torch.cat([part, part], 1) for part in type(rope).forward(rope, half))
         window = self._window
         if window is None:
             return rotations
@@ -153,10 +167,23 @@ class Masked:
         return run(query, key, value, seen)
 
 
+@dataclass(frozen=True, eq=False)
+class Beside(Masked):
+    """A clip twice: see `Causal.beside`."""
+
+    def attend(self, slot: Slot, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, run: Run) -> Tensor:
+        seen = _mask(self.chunks, self.clip.frames // 2, self.clip.tokens, twice=True).to(query.device)
+        return run(query, key, value, seen)
+
+
 @lru_cache(maxsize=8)
-def _mask(chunks: Chunks, frames: int, tokens: int) -> Tensor:
+def _mask(chunks: Chunks, frames: int, tokens: int, twice: bool = False) -> Tensor:
     """Which tokens see which, True where they do: (1, 1, tokens, tokens)."""
     seen = chunks.seen(frames)
+    if twice:
+        chunk = torch.arange(frames) // chunks.size
+        own = chunk[:, None] == chunk[None]
+        seen = torch.cat([torch.cat([seen, torch.zeros_like(own)], 1), torch.cat([seen & ~own, own], 1)])
     return seen.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)[None, None]
 
 

@@ -40,6 +40,7 @@ class Task(Protocol):
     """
 
     name: ClassVar[str]
+    parts: ClassVar[Parts]
 
     def prompts(self, n: int, seed: int) -> list[tuple[str, Any]]:
         """`n` prompts, each with its ask; the first ones do not depend on `n`."""
@@ -77,10 +78,12 @@ class Parts:
     sample_prompt: Callable[[Generator], tuple[str, Any]]
     sample_scene: Callable[[Generator], Any]
     sample_answer: Callable[[Any, Generator], Any]
-    render: Callable[[Any], NDArray[np.floating]]
+    describe: Callable[[Any, Generator], tuple[str, Any]]
+    render: Callable[..., NDArray[np.floating]]  # of a scene, and of so many frames where it moves
     read: Callable[[NDArray[np.floating]], Any]
     answers: Callable[[Any, Any], bool]
     features: Callable[[Samples], NDArray[np.float64]]
+    moves: bool = False
 
 
 class DrawnTask:
@@ -127,6 +130,7 @@ class ShapesTask(DrawnTask):
         shapes_scenes.sample_prompt,
         shapes_scenes.sample_scene,
         shapes_answering.sample_answer,
+        shapes_scenes.describe,
         shapes_render.render,
         shapes_oracle.read,
         shapes_oracle.answers,
@@ -142,10 +146,12 @@ class MovingShapesTask(DrawnTask):
         moving_scenes.sample_prompt,
         moving_scenes.sample_scene,
         moving_answering.sample_answer,
+        moving_scenes.describe,
         moving_render.render,
         moving_oracle.read,
         moving_oracle.answers,
         moving_features.features,
+        moves=True,
     )
 
 

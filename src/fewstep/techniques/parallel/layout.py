@@ -17,8 +17,8 @@ from math import prod
 
 from fewstep.errors import bad_value
 
-# The dimensions of the mesh, the outermost first: neighbours in the last one have neighbouring ranks, and so the fastest
-# links. What is sent grows from left to right.
+# The dimensions of the mesh, the outermost first: neighbours in the last one have neighbouring ranks, and so the
+# fastest links. What is sent grows from left to right.
 DIMENSIONS = ("data", "guidance", "ring", "ulysses", "tensor")
 
 
@@ -46,7 +46,7 @@ class Layout:
     def faults(self) -> list[str]:
         """What is wrong with the numbers by themselves, one sentence each."""
         wrong = [f.name for f in fields(self) if not (type(value := getattr(self, f.name)) is int and value >= 1)]
-        found = [bad_value(name, "a parallel layout", "a whole number from 1 on", getattr(self, name)) for name in wrong]
+        found = [bad_value(name, "a parallel layout", "a whole number above 0", getattr(self, name)) for name in wrong]
         if not wrong and self.vae > 1 and self.vae > self.size:
             found.append(f"A parallel layout of {self.size} processes can't decode in {self.vae} parts: {self}.")
         return found
