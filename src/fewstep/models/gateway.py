@@ -6,7 +6,7 @@ graph holds nothing of what is decided in it, and has no break there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
@@ -14,10 +14,20 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from fewstep.models.dispatch import attention_of, plain_attention
+from fewstep.models.dispatch import Attention, attention_of, plain_attention
 
 Slot = tuple[str, int]  # an attention module's path, and which of its calls in one forward
-Run = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # attention of query, key, value and mask
+
+
+@dataclass(frozen=True)
+class Run:
+    """A module's own attention, with what it is told besides: (query, key, value, mask) -> one like `query`."""
+
+    attention: Attention
+    options: dict[str, Any]
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        return self.attention(query, key, value, attn_mask=mask, **self.options)
 
 
 class Pass(Protocol):
@@ -75,10 +85,7 @@ class Gateway:
         return self.attend(query, key, value, attn_mask, {**numbered, **others})
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Tensor:
-        def run(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-            return self._attention(query, key, value, attn_mask=mask, **options)
-
-        now = self._owner.doing
+        run, now = Run(self._attention, options), self._owner.doing
         if now is None:
             return run(query, key, value, mask)
         return now.attend(now.slot(self._path), query, key, value, mask, run)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from fewstep.models.gateway import Run, Slot
-from fewstep.models.streams import BlockList, arguments, hidden_name, unpack, with_hidden
+from fewstep.models.gateway import Pass, Run, Slot
+from fewstep.models.streams import BlockList, arguments, hidden_name, unpack, with_streams
 
 Kept = dict[Slot, tuple[Tensor, Tensor]]  # keys and values of every attention of one guidance branch
 
@@ -89,13 +89,40 @@ class Dense(Counting):
         return run(query, key, value, mask)
 
 
+class BlockPass(Pass, Protocol):
+    """A pass that has its own way with blocks too."""
+
+    def block(self, one: BlockList, index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The output of a list's block, whose own forward is given, for these arguments."""
+
+
+Sequences = dict[int, Tensor]  # length of a sequence -> which of its rows to take, (batch or 1, rows)
+
+
+@dataclass
+class Taken:
+    """The rows taken of what has one for each token, like rotary embeddings; every block is given the same ones."""
+
+    kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by the id of a tensor: it, and its rows
+
+    def of(self, value: Any, sequences: Sequences) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(self.of(part, sequences) for part in value)
+        if not isinstance(value, Tensor) or (axis := token_axis(value, sequences)) is None:
+            return value
+        if id(value) not in self.kept:
+            rows = sequences[value.shape[axis]]
+            self.kept[id(value)] = (value, value[rows[0]] if axis == 0 else take(value, rows))
+        return self.kept[id(value)][1]
+
+
 @dataclass
 class Some(Dense):
     """The active tokens are computed, and see the kept keys and values of the others."""
 
     rows: Rows
     entered: dict[str, Tensor] = field(default_factory=dict)  # block list -> the hidden stream that came
-    taken: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by the id of a tensor: it, and its rows
+    taken: Taken = field(default_factory=Taken)
 
     def attend(self, slot: Slot, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, run: Run) -> Tensor:
         first = self.first(slot)
@@ -124,35 +151,24 @@ class Some(Dense):
             name = names.get(id(value), "")
             if name == hidden:
                 return take(value, stream) if index == 0 else value
-            return value if name.startswith("encoder") else self._take(value, sequences)
+            return value if name.startswith("encoder") else self.taken.of(value, sequences)
 
         output = forward(*map(some, args), **{name: some(value) for name, value in kwargs.items()})
         if index < len(one.modules) - 1:
             return output
         places = one.outputs[index]
         left = put(came.clone(), stream, unpack(output, places)["hidden"])
-        return with_hidden(output, places, left)
+        return with_streams(output, places, {"hidden": left})
 
-    def _sequences(self, one: BlockList, index: int, length: int) -> dict[int, bool]:
-        """The lengths of sequences that have the picture's tokens among them, and whether they stand first there."""
+    def _sequences(self, one: BlockList, index: int, length: int) -> Sequences:
+        """Of those that have the picture's tokens among them."""
         layout, path = self.layouts[one.path], f"{one.path}.{index}"
         keys = {
             self.kept[f"{path}:{within}", call][0].shape[1]: first
             for (within, call), first in layout.keys_first.items()
         }
-        return {**keys, length: layout.hidden_first, self.rows.tokens: True}
-
-    def _take(self, value: Any, sequences: dict[int, bool]) -> Any:
-        """The active rows of what has one for each token, like rotary embeddings."""
-        if isinstance(value, list | tuple):
-            return type(value)(self._take(part, sequences) for part in value)
-        if not isinstance(value, Tensor) or (axis := token_axis(value, sequences)) is None:
-            return value
-        if id(value) not in self.taken:  # every block is given the same ones
-            length = value.shape[axis]
-            rows = self.rows.of(length, sequences[length])
-            self.taken[id(value)] = (value, value[rows[0]] if axis == 0 else take(value, rows))
-        return self.taken[id(value)][1]
+        firsts = {**keys, length: layout.hidden_first, self.rows.tokens: True}
+        return {length: self.rows.of(length, first) for length, first in firsts.items()}
 
 
 def token_axis(value: Tensor, lengths: Container[int]) -> int | None:

@@ -22,7 +22,7 @@ from fewstep.errors import FewstepError
 from fewstep.models.dispatch import attentions, redirect
 from fewstep.models.gateway import Gateway, Pass, Slot
 from fewstep.models.hooks import wrapped
-from fewstep.models.passes import Dense, Kept, Layout, Record, Rows, Some, take, token_axis
+from fewstep.models.passes import BlockPass, Dense, Kept, Layout, Record, Rows, Some, take, token_axis
 from fewstep.models.streams import BlockList, arguments, hidden_name, takes_apart, unpack
 
 ALIKE = 1e-2  # of the largest number: differences below it may be the rounding of a quantized layer
@@ -70,7 +70,10 @@ class Sparse:
         if rows is None:
             with self._doing(Dense(kept, self.layouts)) if self.layouts else self._learning(kept):
                 return forward()
-        some = Some(kept, self.layouts, rows)
+        return self.through(forward, Some(kept, self.layouts, rows))
+
+    def through(self, forward: Callable[[], Any], some: BlockPass) -> Any:
+        """What `forward` returns with its blocks, and the attention in them, done by `some`."""
         with ExitStack() as gates, self._doing(some):
             for one, index, block in self._blocks():
                 gates.enter_context(wrapped(block, partial(some.block, one, index)))

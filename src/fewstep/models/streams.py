@@ -83,11 +83,12 @@ def pack(streams: Streams, places: Outputs) -> Any:
     return tuple(packed)
 
 
-def with_hidden(output: Any, places: Outputs, hidden: Tensor) -> Any:
-    """What a block returned, with another hidden stream."""
+def with_streams(output: Any, places: Outputs, streams: Streams) -> Any:
+    """What a block returned, with these streams in the place of its own."""
     if places.hidden is None:
-        return hidden
-    return (*output[: places.hidden], hidden, *output[places.hidden + 1 :])
+        return streams["hidden"]
+    told = {getattr(places, name): stream for name, stream in streams.items()}
+    return tuple(told.get(place, part) for place, part in enumerate(output))
 
 
 def block_lists(model: Model, name: str, part: Part = ALL_BLOCKS) -> list[BlockList]:

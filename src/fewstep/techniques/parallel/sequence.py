@@ -1,0 +1,94 @@
+"""Sequence parallelism: each process computes a part of a denoiser's tokens, and attention sees all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.calibrate.stack import first_of
+from fewstep.errors import FewstepError
+from fewstep.models.gateway import Slot
+from fewstep.models.passes import Kept
+from fewstep.models.sparse import NotSparse, Sparse
+from fewstep.models.spread import Spread
+from fewstep.models.streams import BlockList
+from fewstep.techniques.parallel.exchange import Exchange
+
+SAME = 1e-2  # of the largest number: what the order of sums may make of a prediction in half precision
+EXACT = 1e-4  # in float32
+
+
+class SpreadDenoiser:
+    """The blocks of one denoiser, spread over the processes of an exchange.
+
+    The first call is made whole by each of them, to learn the model's structure, and then once more in parts: what
+    these give must be what the whole gave.
+    """
+
+    def __init__(self, name: str, lists: list[BlockList], exchange: Exchange) -> None:
+        self._name, self._exchange = name, exchange
+        self._sparse = Sparse(lists)
+        self._joint: dict[str, set[Slot]] = {}
+        self.facts: dict[str, Any] = {"calls_whole": 0, "calls_spread": 0}
+
+    def install(self) -> SpreadDenoiser:
+        self._sparse.install()
+        return self
+
+    def remove(self) -> None:
+        self._sparse.remove()
+
+    def call(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The denoiser's output.
+
+        Raises:
+            FewstepError: its structure does not allow it.
+        """
+        run = partial(forward, *args, **kwargs)
+        if self._sparse.layouts:
+            self.facts["calls_spread"] += 1
+            return self._sparse.through(run, self._pass())
+        self.facts["calls_whole"] += 1
+        return self._learnt(run)
+
+    def _pass(self) -> Spread:
+        return Spread(self._sparse.layouts, self._joint, self._exchange)
+
+    def _learnt(self, run: Callable[[], Any]) -> Any:
+        kept: Kept = {}
+        try:
+            whole = self._sparse.run(run, kept)
+        except NotSparse as error:
+            raise FewstepError(f"The tokens of the {self._name} can't be spread over processes: {error}") from error
+        tokens = self._sparse.tokens
+        self._joint = {path: set() for path in self._sparse.layouts}
+        for (path, call), (keys, _) in kept.items():
+            block, within = path.split(":")
+            if keys.shape[1] > tokens:
+                self._joint[block.rpartition(".")[0]].add((within, call))
+        kept.clear()
+        if tokens < self._exchange.parts:
+            raise FewstepError(
+                f"The {tokens} tokens of the {self._name} can't be spread over {self._exchange.parts} processes."
+            )
+        try:
+            parts = self._sparse.through(run, self._pass())
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise FewstepError(
+                f"The {self._name} does not run on a part of its tokens, so they can't be spread: {error}"
+            ) from error
+        self._check(first_of(whole), first_of(parts))
+        return whole
+
+    def _check(self, whole: Tensor, parts: Tensor) -> None:
+        near = (EXACT if whole.dtype == torch.float32 else SAME) * float(whole.abs().max())
+        apart = float((whole.float() - parts.float()).abs().max())
+        if not apart <= near:
+            raise FewstepError(
+                f"The {self._name} gives something else in parts than whole (by {apart:.2g}), so its tokens can't be "
+                "spread over processes."
+            )
