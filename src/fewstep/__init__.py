@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fewstep.techniques.cache.technique import Cache
     from fewstep.techniques.compile import Compile
     from fewstep.techniques.few_step import FewStep
+    from fewstep.techniques.parallel import Parallel
     from fewstep.techniques.precision import Precision
     from fewstep.techniques.quantize import Quantize
 
@@ -36,6 +37,7 @@ __all__ = [
     "FewStep",
     "FewstepError",
     "Machine",
+    "Parallel",
     "Precision",
     "Quantize",
     "Recipe",
@@ -55,6 +57,7 @@ _HOME = {
     "Compile": "techniques.compile",
     "FewStep": "techniques.few_step",
     "Machine": "machine",
+    "Parallel": "techniques.parallel",
     "Precision": "techniques.precision",
     "Quantize": "techniques.quantize",
     "Recipe": "recipe",

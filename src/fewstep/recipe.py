@@ -175,6 +175,8 @@ def _named(entry: Any) -> tuple[str, dict[str, Any]]:
         return entry, {}
     if isinstance(entry, Mapping) and len(entry) == 1:
         name, given = next(iter(entry.items()))
+        if isinstance(name, str) and isinstance(given, str):  # `parallel: auto`
+            return name, {given: True}
         if isinstance(name, str) and (given is None or isinstance(given, Mapping)):
             return name, {str(field): value for field, value in (given or {}).items()}
     raise RecipeError(

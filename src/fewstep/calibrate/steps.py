@@ -110,6 +110,10 @@ class Branches(Generic[State]):
     def __init__(self) -> None:
         self._known: list[Branch[State]] = []
 
+    @property
+    def all(self) -> list[Branch[State]]:
+        return list(self._known)
+
     def find(self, inputs: Mapping[str, Any], step: int, new: Callable[[], State]) -> Branch[State]:
         """The branch that a call with these keyword arguments at this step belongs to; a new one, with the state that
         `new` makes, where no branch fits.
@@ -166,6 +170,10 @@ class Requests(Generic[State]):
         branches = self._branches.setdefault(denoiser, Branches())
         branch = branches.find(given, step.index, self._new)
         return Place(step, branches.index(branch), branch, branches.first)
+
+    def branches(self, denoiser: str) -> list[Branch[State]]:
+        """Those of the request so far, in the order of their first calls."""
+        return self._branches[denoiser].all if denoiser in self._branches else []
 
     def forget(self) -> None:
         """The next call begins a request."""

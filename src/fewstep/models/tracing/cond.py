@@ -148,14 +148,18 @@ def split(args: Kwargs, axes: Mapping[Path, int], branches: int) -> list[dict[st
     if branches == 1:
         return [dict(args)]
 
-    def part(i: int) -> Callable[[Any, int], Any]:
-        def cut(value: Any, axis: int) -> Any:
-            length = (len(value) if axis == LIST else value.shape[axis]) // branches
-            return value[i * length : (i + 1) * length] if axis == LIST else value.narrow(axis, i * length, length)
+    samples = next(len(get(args, path)) if axis == LIST else get(args, path).shape[axis] for path, axis in axes.items())
+    each = samples // branches
+    return [samples_of(args, axes, i * each, (i + 1) * each) for i in range(branches)]
 
-        return cut
 
-    return [_on_axes(args, axes, part(i)) for i in range(branches)]
+def samples_of(args: Kwargs, axes: Mapping[Path, int], start: int, stop: int) -> dict[str, Any]:
+    """The arguments of a call for some of its samples alone."""
+
+    def cut(value: Any, axis: int) -> Any:
+        return value[start:stop] if axis == LIST else value.narrow(axis, start, stop - start)
+
+    return _on_axes(args, axes, cut)
 
 
 def _on_axes(kwargs: Kwargs, axes: Mapping[Path, int], change: Callable[[Any, int], Any]) -> dict[str, Any]:

@@ -11,7 +11,10 @@ from torch import nn
 
 
 def group_of(denoiser: nn.Module) -> Any:
-    """The process group over which diffusers spread a denoiser (`enable_parallelism`); None where it did not."""
+    """The process group over which a denoiser is spread, by `Parallel` or by diffusers (`enable_parallelism`); None
+    where it is not."""
+    if (own := getattr(denoiser, "fewstep_group", None)) is not None:
+        return own
     config = getattr(denoiser, "_parallel_config", None)
     for name in ("context_parallel_config", "tensor_parallel_config"):
         part = getattr(config, name, None)

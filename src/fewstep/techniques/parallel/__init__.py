@@ -1,1 +1,5 @@
-"""Techniques that share the work of one model among processes."""
+"""Sharing the work of one model among processes."""
+
+from fewstep.techniques.parallel.technique import Parallel
+
+__all__ = ["Parallel"]

@@ -15,15 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fewstep.models.gateway import Run
-
-
-@dataclass
-class Sent:
-    """Bytes that left this process, by what for."""
-
-    ulysses: int = 0
-    ring: int = 0
-    gather: int = 0
+from fewstep.techniques.parallel.groups import gathered, rank_in, size_of
 
 
 @dataclass(frozen=True)
@@ -32,31 +24,26 @@ class Exchange:
 
     Attributes:
         ulysses, ring, all: process groups; None where that is one process.
-        sent: counted on.
+        sent: bytes that left this process, by what for.
     """
 
     ulysses: Any = None
     ring: Any = None
     all: Any = None
-    sent: Sent = field(default_factory=Sent)
+    sent: dict[str, int] = field(default_factory=lambda: {"ulysses": 0, "ring": 0, "gather": 0})
 
     @property
     def part(self) -> int:
-        return _rank(self.all)
+        return rank_in(self.all)
 
     @property
     def parts(self) -> int:
-        return _size(self.all)
+        return size_of(self.all)
 
     def gather(self, part: Tensor, lengths: Sequence[int]) -> Tensor:
         """(batch, lengths[own], …) of each process -> (batch, sum of lengths, …), the same on all."""
-        longest = max(lengths)
-        # Not all backends gather parts of different lengths.
-        filled = torch.cat([part, part.new_zeros(len(part), longest - part.shape[1], *part.shape[2:])], 1).contiguous()
-        whole = [torch.empty_like(filled) for _ in lengths]
-        dist.all_gather(whole, filled, group=self.all)
-        self.sent.gather += filled.nbytes * (self.parts - 1)
-        return torch.cat([one[:, :length] for one, length in zip(whole, lengths, strict=True)], 1)
+        self.sent["gather"] += part[:, :1].nbytes * max(lengths) * (self.parts - 1)
+        return gathered(part, lengths, 1, self.all)
 
     def attend(
         self,
@@ -70,13 +57,13 @@ class Exchange:
     ) -> Tensor:
         """This process's queries attend to the keys and values of all. `queries`, `keys`: the rows of each process in
         the whole sequence, of which `mask` is."""
-        width, place = _size(self.ulysses), _rank(self.ring)
+        width, place = size_of(self.ulysses), rank_in(self.ring)
         near = slice(place * width, (place + 1) * width)  # those that heads are exchanged with
         asking, answering = ([len(rows) for rows in every[near]] for every in (queries, keys))
         q = self._to_heads(query, asking)
         k, v = self._to_heads(key, answering), self._to_heads(value, answering)
         own = torch.cat(list(queries[near]))
-        rings = [torch.cat(list(keys[i * width : (i + 1) * width])) for i in range(_size(self.ring))]
+        rings = [torch.cat(list(keys[i * width : (i + 1) * width])) for i in range(size_of(self.ring))]
         if self.ring is None:
             out = run(q, k, v, cut_mask(mask, own, rings[0], query_length(queries), query_length(keys)))
         else:
@@ -89,8 +76,8 @@ class Exchange:
         if self.ulysses is None:
             return x
         batch, _, _, features = x.shape
-        theirs = x.tensor_split(_size(self.ulysses), 2)
-        own = theirs[_rank(self.ulysses)].shape[2]
+        theirs = x.tensor_split(size_of(self.ulysses), 2)
+        own = theirs[rank_in(self.ulysses)].shape[2]
         shapes = [(batch, length, own, features) for length in lengths]
         return torch.cat(self._all_to_all(theirs, shapes), 1)
 
@@ -99,8 +86,8 @@ class Exchange:
         if self.ulysses is None:
             return x
         batch, _, _, features = x.shape
-        own = lengths[_rank(self.ulysses)]
-        split = torch.arange(heads).tensor_split(_size(self.ulysses))
+        own = lengths[rank_in(self.ulysses)]
+        split = torch.arange(heads).tensor_split(size_of(self.ulysses))
         shapes = [(batch, own, len(part), features) for part in split]
         return torch.cat(self._all_to_all(torch.split(x, list(lengths), 1), shapes), 2)
 
@@ -110,8 +97,8 @@ class Exchange:
         sizes = [math.prod(shape) for shape in shapes]
         got = flat.new_empty(sum(sizes))
         dist.all_to_all_single(got, flat, sizes, [part.numel() for part in given], group=self.ulysses)
-        kept = given[_rank(self.ulysses)]
-        self.sent.ulysses += (flat.numel() - kept.numel()) * flat.element_size()
+        kept = given[rank_in(self.ulysses)]
+        self.sent["ulysses"] += (flat.numel() - kept.numel()) * flat.element_size()
         return [part.view(shape) for part, shape in zip(torch.split(got, sizes), shapes, strict=True)]
 
     def _around(
@@ -119,7 +106,7 @@ class Exchange:
     ) -> Tensor:
         """Attention to one process's keys after the other's (arXiv 2310.01889): while one part is computed, the next
         one is on its way."""
-        size, place = _size(self.ring), _rank(self.ring)
+        size, place = size_of(self.ring), rank_in(self.ring)
         after, before = (dist.get_global_rank(self.ring, (place + step) % size) for step in (1, -1))
         whole: tuple[Tensor, Tensor] | None = None
         pair = torch.stack([k, v])
@@ -129,7 +116,7 @@ class Exchange:
                 coming = pair.new_empty(2, len(k), len(rows[(source - 1) % size]), *k.shape[2:])
                 ends = dist.P2POp(dist.isend, pair, after, self.ring), dist.P2POp(dist.irecv, coming, before, self.ring)
                 waiting = dist.batch_isend_irecv(list(ends))
-                self.sent.ring += pair.nbytes
+                self.sent["ring"] += pair.nbytes
             part = attention_with_lse(q, pair[0], pair[1], masks[source], run.options)
             whole = part if whole is None else merged(whole, part)
             for one in waiting:
@@ -182,11 +169,3 @@ def cut_mask(mask: Tensor | None, queries: Tensor, keys: Tensor, asking: int, an
 def query_length(rows: Sequence[Tensor]) -> int:
     """Of the whole sequence whose rows these are."""
     return sum(len(part) for part in rows)
-
-
-def _size(group: Any) -> int:
-    return 1 if group is None else dist.get_world_size(group)
-
-
-def _rank(group: Any) -> int:
-    return 0 if group is None else dist.get_rank(group)

@@ -55,3 +55,21 @@ class Layout:
         """`guidance 2, ulysses 2, vae 4`: only what is shared."""
         parts = [(f.name, getattr(self, f.name)) for f in fields(self)]
         return ", ".join(f"{name} {value}" for name, value in parts if value != 1) or "one process"
+
+
+def chosen(processes: int, heads: int, guided: bool, decodes: bool) -> tuple[Layout, str]:
+    """The layout for so many processes, and why: guidance first, then Ulysses as far as the heads go, then the ring.
+
+    Guidance sends least: one prediction a step. Ulysses sends a share of each token four times an attention, and less
+    the more processes there are; the ring sends all keys and values past everyone, but needs no heads. A decoder is
+    always shared.
+    """
+    guidance = 2 if guided and processes % 2 == 0 else 1
+    rest = processes // guidance
+    ulysses = max(part for part in range(1, rest + 1) if rest % part == 0 and heads % part == 0)
+    layout = Layout(1, guidance, rest // ulysses, ulysses, 1, processes if decodes else 1)
+    branches = "two branches of guidance" if guided else "no second branch of guidance"
+    reasons = [f"{processes} processes and {branches}: guidance in {guidance}"]
+    reasons.append(f"the other {rest} divide the {heads} heads as far as {ulysses} (ulysses)")
+    reasons.append(f"what is left is a ring of {layout.ring}")
+    return layout, "; ".join(reasons) + f"; the decoder is shared by {layout.vae}."

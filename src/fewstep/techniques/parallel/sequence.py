@@ -6,9 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from fewstep.calibrate.stack import first_of
 from fewstep.errors import FewstepError
 from fewstep.models.gateway import Slot
@@ -17,9 +14,7 @@ from fewstep.models.sparse import NotSparse, Sparse
 from fewstep.models.spread import Spread
 from fewstep.models.streams import BlockList
 from fewstep.techniques.parallel.exchange import Exchange
-
-SAME = 1e-2  # of the largest number: what the order of sums may make of a prediction in half precision
-EXACT = 1e-4  # in float32
+from fewstep.techniques.parallel.groups import same_enough
 
 
 class SpreadDenoiser:
@@ -81,14 +76,8 @@ class SpreadDenoiser:
             raise FewstepError(
                 f"The {self._name} does not run on a part of its tokens, so they can't be spread: {error}"
             ) from error
-        self._check(first_of(whole), first_of(parts))
-        return whole
-
-    def _check(self, whole: Tensor, parts: Tensor) -> None:
-        near = (EXACT if whole.dtype == torch.float32 else SAME) * float(whole.abs().max())
-        apart = float((whole.float() - parts.float()).abs().max())
-        if not apart <= near:
+        if not same_enough(first_of(whole), first_of(parts)):
             raise FewstepError(
-                f"The {self._name} gives something else in parts than whole (by {apart:.2g}), so its tokens can't be "
-                "spread over processes."
+                f"The {self._name} gives something else in parts than whole, so its tokens can't be spread."
             )
+        return whole

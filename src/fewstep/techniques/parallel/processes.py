@@ -1,0 +1,105 @@
+"""The processes that torchrun started, as a mesh with a dimension for each kind of work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from fewstep.errors import FewstepError
+from fewstep.techniques.parallel.layout import DIMENSIONS, Layout
+
+WAIT = timedelta(minutes=10)  # for a process that does not answer: the first call may compile
+REPLICAS = "replicas"
+
+
+def world() -> tuple[int, int]:
+    """This process's rank, and how many there are, whether or not they can talk yet."""
+    if dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextmanager
+def joined() -> Iterator[tuple[int, int]]:
+    """Inside the block the processes that torchrun started can talk, each with a GPU of its own where there are some:
+    (rank, processes)."""
+    rank, size = world()
+    if size == 1 or dist.is_initialized():
+        yield rank, size
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=WAIT)
+    try:
+        yield rank, size
+    finally:
+        dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The process groups of a layout that this process is in; None: it is alone there.
+
+    Attributes:
+        all: of one copy of the layout. A world of more processes has several, which know nothing of each other.
+        sequence: `ring` and `ulysses` together.
+        vae: those that decode together.
+    """
+
+    all: Any
+    data: Any = None
+    guidance: Any = None
+    sequence: Any = None
+    ring: Any = None
+    ulysses: Any = None
+    tensor: Any = None
+    vae: Any = None
+
+    @classmethod
+    def of(cls, layout: Layout, device: str) -> Mesh:
+        """The groups of a layout whose size divides the world's. All processes of the world must ask."""
+        copies = dist.get_world_size() // layout.size
+        shape = (copies, *(getattr(layout, name) for name in DIMENSIONS))
+        mesh = init_device_mesh(device, shape, mesh_dim_names=(REPLICAS, *DIMENSIONS))
+        groups = {name: _group(mesh[name]) for name in DIMENSIONS}
+        sequence = mesh["ring", "ulysses"]._flatten("sequence")
+        whole = mesh[DIMENSIONS]._flatten("all")
+        decoders = whole
+        if 1 < layout.vae < layout.size:
+            pictures = dist.get_world_size() // layout.vae
+            decoders = init_device_mesh(device, (pictures, layout.vae), mesh_dim_names=("pictures", "vae"))["vae"]
+        vae = _group(decoders) if layout.vae > 1 else None
+        return cls(_group(whole), sequence=_group(sequence), vae=vae, **groups)
+
+
+def _group(mesh: DeviceMesh) -> Any:
+    return mesh.get_group() if mesh.size() > 1 else None
+
+
+def check_same(facts: Mapping[str, str], group: Any) -> None:
+    """Hold what this process says against what the others say. Every process of the group must ask.
+
+    Raises:
+        FewstepError: they differ; it names what and which ranks.
+    """
+    if group is None:
+        return
+    said: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(said, dict(facts), group=group)
+    for name in facts:
+        values = [one.get(name) for one in said]
+        if others := [rank for rank, value in enumerate(values) if value != values[0]]:
+            ranks = ", ".join(map(str, others))
+            raise FewstepError(
+                f"All processes must have the same {name}: on rank {ranks} it is {values[others[0]]}, on rank 0 "
+                f"{values[0]}."
+            )

@@ -1,0 +1,218 @@
+"""`Parallel`: the work of one pipeline over the processes that torchrun started, with the same picture on each."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.calibrate.steps import Requests
+from fewstep.machine import Machine
+from fewstep.models.dispatch import attention_of, attentions
+from fewstep.models.hooks import Hook
+from fewstep.models.model import Model
+from fewstep.models.streams import block_lists
+from fewstep.techniques.base import Engaged, Stage, Technique, undo_all
+from fewstep.techniques.parallel.decode import SpreadDecoder
+from fewstep.techniques.parallel.exchange import Exchange
+from fewstep.techniques.parallel.guidance import Ahead, SharedGuidance, SharedSamples
+from fewstep.techniques.parallel.layout import Layout, chosen
+from fewstep.techniques.parallel.processes import Mesh, check_same, world
+from fewstep.techniques.parallel.sequence import SpreadDenoiser
+
+
+@dataclass(frozen=True)
+class Parallel(Technique):
+    """Share the work of a pipeline among processes; see `layout.Layout` for what can be shared.
+
+    All processes call the pipeline with the same arguments, and all have the whole output.
+
+    Attributes:
+        auto: choose the numbers: guidance first, then Ulysses as far as the heads go, then the ring, the decoder
+            always. A recipe may say `parallel: auto`.
+        data, guidance, ring, ulysses, vae: parts of each kind of work, where they are not to be chosen.
+    """
+
+    name: ClassVar[str] = "parallel"
+    stage: ClassVar[Stage] = Stage.SHARD
+    claims: ClassVar[frozenset[str]] = frozenset({"block.tokens", "vae.decode"})
+
+    auto: bool = False
+    data: int = 1
+    guidance: int = 1
+    ring: int = 1
+    ulysses: int = 1
+    vae: int = 1
+
+    def faults(self) -> list[str]:
+        if self.auto and self.stated != Layout():
+            return ["A parallel layout is either auto or stated in numbers: leave one of the two out."]
+        return self.stated.faults()
+
+    @property
+    def stated(self) -> Layout:
+        """Its numbers as a layout."""
+        return Layout(self.data, self.guidance, self.ring, self.ulysses, vae=self.vae)
+
+    def problems(self, model: Model, machine: Machine) -> list[str]:
+        layout, processes = self._layout(model)[0], world()[1]
+        if processes == 1:
+            wanted = "several" if self.auto else layout.size
+            return [f"A parallel layout needs processes: start {wanted} with torchrun --nproc-per-node."]
+        if processes % layout.size:
+            return [
+                f"A parallel layout of {layout.size} processes ({layout}) does not divide the {processes} there are."
+            ]
+        found = [problem for name, module in model.denoisers.items() for problem in _unfit(layout, model, name, module)]
+        if layout.guidance > 1 and model.manifest is not None and model.manifest.guidance_inside:
+            found.append(f"{model.manifest.name} has its guidance inside, so there are no branches to share.")
+        if layout.vae > 1 and not isinstance(getattr(model.vae, "decoder", None), nn.Module):
+            found.append(f"{type(model.pipe).__name__} has no decoder that could be shared: leave 'vae' out.")
+        if layout.vae > 1 and layout.size % layout.vae:
+            found.append(f"A decoder in {layout.vae} parts does not divide the {layout.size} processes.")
+        return found
+
+    def apply(self, model: Model, machine: Machine) -> Engaged:
+        layout, why = self._layout(model)
+        device = next(next(iter(model.denoisers.values())).parameters()).device
+        mesh = Mesh.of(layout, device.type)
+        check_same({"layout": str(layout), **_weights(model)}, mesh.all)
+        facts: dict[str, Any] = {"layout": str(layout), "why": why, "processes": layout.size}
+        undo: list[Callable[[], None]] = []
+        requests: Requests[Ahead] = Requests(model.pipe, Ahead)
+        try:
+            for name, module in model.denoisers.items():
+                facts[name] = _share(model, name, module, mesh, requests, undo)
+            if mesh.vae is not None and model.vae is not None:
+                decoder = SpreadDecoder(model.vae, mesh.vae).install()
+                undo.append(decoder.remove)
+                decoder.check()
+                facts["vae"] = decoder.facts
+        except BaseException:
+            undo_all(undo)()
+            raise
+        return Engaged(
+            self.name,
+            facts,
+            undo_all(undo),
+            before_call=lambda call: check_same(_told(call), mesh.all),
+            reset=requests.forget,
+            warnings=partial(_idle, layout, model, facts),
+        )
+
+    def _layout(self, model: Model) -> tuple[Layout, str]:
+        if not self.auto:
+            return self.stated, "stated"
+        heads = [heads for module in model.denoisers.values() for heads in _heads(module)]
+        return chosen(world()[1], min(heads, default=1), guides(model), model.vae is not None)
+
+
+def _share(
+    model: Model, name: str, module: nn.Module, mesh: Mesh, requests: Requests[Ahead], undo: list[Callable[[], None]]
+) -> dict[str, Any]:
+    """Hooks on one denoiser, the outermost the one that shares guidance; what they count."""
+    facts: dict[str, Any] = {}
+    signature = inspect.signature(module.forward)
+    if mesh.sequence is not None:
+        exchange = Exchange(mesh.ulysses, mesh.ring, mesh.sequence)
+        spread = SpreadDenoiser(name, block_lists(model, name), exchange).install()
+        undo.append(spread.remove)
+        undo.append(Hook(module, spread.call).install().remove)
+        facts["sequence"], facts["sent"] = spread.facts, exchange.sent
+    if mesh.data is not None:
+        samples = SharedSamples(name, signature, mesh.data)
+        undo.append(Hook(module, samples.call).install().remove)
+        facts["data"] = samples.facts
+    if mesh.guidance is not None:
+        guidance = SharedGuidance(name, signature, requests, mesh.guidance)
+        undo.append(Hook(module, guidance.call).install().remove)
+        facts["guidance"] = guidance.facts
+    if mesh.all is not None:
+        module.fewstep_group = mesh.all
+        undo.append(partial(delattr, module, "fewstep_group"))
+    return facts
+
+
+def guides(model: Model) -> bool:
+    """Whether a call of the pipeline asks its denoiser about more than one branch, by its own defaults."""
+    manifest = model.manifest
+    if manifest is not None and manifest.guidance_inside:
+        return False
+    takes = inspect.signature(type(model.pipe).__call__).parameters
+    scale = "true_cfg_scale" if "true_cfg_scale" in takes else "guidance_scale"
+    if scale not in takes or any(getattr(m, "config", {}).get("guidance_embeds") for m in model.denoisers.values()):
+        return False
+    value = (manifest.call if manifest else {}).get(scale, takes[scale].default)
+    return isinstance(value, int | float) and value > 1
+
+
+def _heads(module: nn.Module) -> list[int]:
+    heads: list[Any] = [getattr(part, "heads", None) for _, part in attentions(module)]
+    return [number for number in heads if isinstance(number, int)]
+
+
+def _unfit(layout: Layout, model: Model, name: str, module: nn.Module) -> list[str]:
+    if layout.sequence == 1:
+        return []
+    kind = type(module).__name__
+    parts = [part for block in model.blocks(name) for _, part in attentions(block.module)]
+    if not parts:
+        return [f"Parallel found no repeated blocks that attend in the {name} ({kind}), so no tokens to share."]
+    if strange := {type(part.processor).__name__ for part in parts if attention_of(part) is None}:
+        return [f"Parallel does not know how {', '.join(sorted(strange))} attends, in the {name} ({kind})."]
+    heads = min(_heads(module), default=layout.ulysses)
+    if heads < layout.ulysses:
+        return [
+            f"The {heads} heads of the {name} are too few for 'ulysses' in {layout.ulysses} parts: take 'ring' too."
+        ]
+    return []
+
+
+def _weights(model: Model) -> dict[str, str]:
+    """What tells the weights of processes apart: a digest of a few values of every tensor."""
+    found = {}
+    for name, module in model.modules.items():
+        digest = sha256()
+        for value in module.state_dict().values():
+            if isinstance(value, Tensor) and value.numel():
+                some = value.detach().flatten()[:: max(1, value.numel() // 8)]
+                digest.update(some.float().cpu().numpy().tobytes())
+        found[f"weights of the {name}"] = digest.hexdigest()[:12]
+    return found
+
+
+def _told(call: Mapping[str, Any]) -> dict[str, str]:
+    """What a call's arguments are, in words to compare."""
+    return {f"{name!r} in the call": _said(value) for name, value in call.items()}
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, torch.Generator):
+        state = sha256(value.get_state().numpy().tobytes()).hexdigest()[:8]
+        return f"a generator of seed {value.initial_seed()} at {state}"
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)} of sum {float(value.double().sum())!r}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_said, value))}]"
+    if isinstance(value, str | int | float | bool | dict | type(None)):
+        return repr(value)
+    return type(value).__name__
+
+
+def _idle(layout: Layout, model: Model, facts: Mapping[str, Any]) -> list[str]:
+    """What was to be shared and was not."""
+    return [
+        f"Parallel shared no {kind} of the {name}: {why}."
+        for name in model.denoisers
+        for kind, why in (
+            ("guidance", "each step made one call with one sample"),
+            ("data", "no call had as many samples as there are processes"),
+        )
+        if kind in facts[name] and not facts[name][kind]["calls_shared"]
+    ]
