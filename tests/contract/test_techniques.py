@@ -15,7 +15,20 @@ from fewstep.accelerate import accelerate
 from fewstep.errors import RecipeError
 from fewstep.models.model import Model
 from fewstep.recipe import Recipe
-from fewstep.techniques import TECHNIQUES, Cache, Compile, FewStep, Host, Precision, Quantize, Regions, Technique
+from fewstep.techniques import (
+    TECHNIQUES,
+    Cache,
+    Compile,
+    FewStep,
+    Host,
+    Parallel,
+    Precision,
+    Quantize,
+    Regions,
+    Technique,
+)
+from fewstep.techniques.parallel.processes import joined
+from tests.distill.processes import start
 from tests.techniques.tiny import ABLE, BARE, distance, no_codegen, pipeline, run, state, student_folder
 
 STEPS = 5
@@ -24,6 +37,7 @@ COUNTER = {
     "few_step": "modules",
     "precision": "components",
     "quantize": "layers_quantized",
+    "parallel": "processes",
     "regions": "steps_regional",
     "cache": "steps_reused",
     "compile": "graphs",
@@ -33,6 +47,7 @@ BOUND = {
     "few_step": 1e-6,
     "precision": 0.05,
     "quantize": 0.02,
+    "parallel": 1e-5,
     "regions": 0.1,
     "cache": 0.2,
     "compile": 1e-5,
@@ -48,6 +63,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Technique]:
         "few_step": FewStep(str(student)),
         "precision": Precision(),
         "quantize": Quantize(min_features=32),
+        "parallel": Parallel(ulysses=2),
         "regions": Regions(warmup=0),
         "cache": Cache(target_speedup=1.25),  # leaves steps for the regions
         "compile": Compile(),
@@ -61,7 +77,10 @@ def call(pipe: Any) -> torch.Tensor:
         return run(pipe, steps=STEPS)
 
 
-@pytest.mark.parametrize("name", TECHNIQUES)
+IN_ONE = [name for name in TECHNIQUES if name != "parallel"]  # process; it is held to the same in two
+
+
+@pytest.mark.parametrize("name", IN_ONE)
 class TestEach:
     def test_it_is_a_frozen_value(self, name: str, examples: dict[str, Technique]) -> None:
         technique = examples[name]
@@ -107,7 +126,7 @@ class TestEach:
             assert Recipe.load(tmp_path / f"recipe{suffix}").techniques == (examples[name],)
 
 
-@pytest.mark.parametrize(("a", "b"), list(combinations(TECHNIQUES, 2)))
+@pytest.mark.parametrize(("a", "b"), list(combinations(IN_ONE, 2)))
 def test_a_pair_conflicts_or_works_in_either_order(a: str, b: str, examples: dict[str, Technique]) -> None:
     pair = (examples[a], examples[b])
     pipe = pipeline(num_single_layers=1)
@@ -132,9 +151,26 @@ def test_a_pair_conflicts_or_works_in_either_order(a: str, b: str, examples: dic
 def test_all_together(examples: dict[str, Technique]) -> None:
     pipe = pipeline(num_single_layers=1)
     before, plain = state(pipe), run(pipe, steps=STEPS)
-    fast = accelerate(pipe, tuple(examples.values()), ABLE)
-    assert [one.name for one in fast.engaged] == list(TECHNIQUES)
+    fast = accelerate(pipe, tuple(examples[name] for name in IN_ONE), ABLE)
+    assert [one.name for one in fast.engaged] == IN_ONE
     assert distance(call(fast), plain) <= sum(BOUND.values())
     fast.remove()
     assert state(pipe) == before
     assert torch.equal(run(pipe, steps=STEPS), plain)
+
+
+def test_parallel_does_all_of_it_in_two_processes(examples: dict[str, Technique], tmp_path: Path) -> None:
+    def work(rank: int) -> None:
+        own = tmp_path / str(rank)
+        own.mkdir()
+        with joined():
+            each = TestEach()
+            each.test_it_is_a_frozen_value("parallel", examples)
+            each.test_problems_change_nothing("parallel", examples)
+            each.test_it_engages_and_stays_near_and_comes_off_to_the_bit("parallel", examples)
+            each.test_a_wrong_machine_gets_sentences("parallel", examples)
+            each.test_a_recipe_file_says_it_all("parallel", examples, own)
+            for name in IN_ONE:
+                test_a_pair_conflicts_or_works_in_either_order(name, "parallel", examples)
+
+    start(work, 2)

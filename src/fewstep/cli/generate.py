@@ -13,14 +13,12 @@ from fewstep.cli.check import at_least, device_here, prompt_text, recipe_of
 from fewstep.cli.show import RECIPE_HELP, AsJson, print_facts, working
 from fewstep.errors import InputError, bad_value
 from fewstep.files import replacing
+from fewstep.media import MOVING, SUFFIXES, encoded, shown
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from fewstep.recipe import Recipe
 
 COMMAND = "fewstep generate"
-MOVING = (".gif", ".webp")  # what holds a clip
-SUFFIXES = (".png", ".jpg", ".jpeg", *MOVING)
-FPS = 16  # of a clip
 
 
 def generate(
@@ -41,6 +39,8 @@ def generate(
 ) -> None:
     """Draw one picture or clip and say how long it took.
 
+    Started by torchrun, its processes share the work as the recipe's `parallel` says, and the first one writes.
+
     **Example:** `fewstep generate zoo:shapes "a large red ring left of a small blue square" -o ring.png`
     """
     prompt_text(prompt, COMMAND)
@@ -49,23 +49,37 @@ def generate(
         raise InputError(bad_value("--out", COMMAND, f"a file that ends in {', '.join(SUFFIXES)}", str(out)))
     with working():
         facts = _draw(model, prompt, recipe, steps, seed, out)
-    print_facts(facts, as_json=as_json)
+    if facts is not None:
+        print_facts(facts, as_json=as_json)
 
 
 def _draw(
     model: str, prompt: str, recipe: str | None, steps: int | None, seed: int, out: Path | None
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
+    """What was drawn; None on all but the first process."""
     from fewstep.models.load import resolve
 
     resolve(model)  # first: a wrong name is told before anything heavy is imported
     plan = recipe_of(recipe)
 
+    from fewstep.checkpoints.load import load
+    from fewstep.techniques.parallel.processes import joined
+
+    with joined() as (rank, processes):
+        if processes > 1 and not any(technique.name == "parallel" for technique in plan.techniques):
+            raise InputError(f"{processes} processes have nothing to share: a --recipe must have 'parallel: auto'.")
+        pipe = load(model).to(device_here(None))
+        facts = _drawn(pipe, model, prompt, plan, steps, seed, out, write=rank == 0)
+    return facts if rank == 0 else None
+
+
+def _drawn(
+    pipe: Any, model: str, prompt: str, plan: Recipe, steps: int | None, seed: int, out: Path | None, *, write: bool
+) -> dict[str, Any]:
     import torch
 
     from fewstep.accelerate import accelerate
-    from fewstep.checkpoints.load import load
 
-    pipe = load(model).to(device_here(None))
     moves = "num_frames" in inspect.signature(pipe.__call__).parameters
     out = out or Path("out.webp" if moves else "out.png")
     if moves and out.suffix.lower() not in MOVING:
@@ -75,13 +89,11 @@ def _draw(
     if steps is not None:
         call["num_inference_steps"] = steps
     start = time.perf_counter()
-    images = _images(fast(**call, output_type="pil"), model)
+    frames = shown(fast(**call, output_type="pil"), model)[0]
     seconds = time.perf_counter() - start
-    with replacing(out) as aside:
-        if moves:
-            images[0].save(aside, save_all=True, append_images=images[1:], duration=1000 // FPS, loop=0)
-        else:
-            images[0].save(aside)
+    if write:
+        with replacing(out) as aside:
+            aside.write_bytes(encoded(frames, out.suffix))
     engaged = {part.name: part.facts for part in fast.engaged}
     return {
         "clip" if moves else "picture": str(out),
@@ -90,13 +102,3 @@ def _draw(
         "seed": seed,
         "engaged": engaged,
     }
-
-
-def _images(output: Any, model: str) -> list[Image]:
-    """The pictures of a call, or the frames of its first clip."""
-    from PIL.Image import Image
-
-    images = getattr(output, "images", None) or next(iter(getattr(output, "frames", None) or [[]]))
-    if not images or not isinstance(images[0], Image):
-        raise InputError(f"{model} gives no pictures ({type(output).__name__}); name a text-to-image pipeline.")
-    return list(images)

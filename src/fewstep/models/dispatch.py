@@ -54,7 +54,7 @@ def plain_attention(
 ) -> Tensor:
     """torch's own attention, in the order of axes of diffusers' dispatch."""
     q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    return F.scaled_dot_product_attention(q, k, v, **options).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask, **options).transpose(1, 2)
 
 
 def redirect(attention: nn.Module, attend: Attention) -> Callable[[], None]:

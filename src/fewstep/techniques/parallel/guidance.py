@@ -81,7 +81,6 @@ class SharedGuidance:
     def __init__(self, name: str, signature: Signature, requests: Requests[Ahead], group: Any) -> None:
         self._name, self._signature, self._requests, self._group = name, signature, requests, group
         self._samples = SharedSamples(name, signature, group)
-        self._joined = False  # one call a step has all branches
         self.facts = self._samples.facts
 
     def call(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
@@ -98,11 +97,8 @@ class SharedGuidance:
             assert state.prediction is not None
             prediction, state.prediction = state.prediction, None
             return with_first(state.output, prediction)
-        self._joined = self._joined or (state.output is not None and len(branches) == 1)
-        if self._joined and len(branches) == 1:
-            return self._samples.call(forward, *args, **kwargs)
-        self.facts["calls_whole"] += 1
-        state.output = forward(*args, **kwargs)
+        # One branch, or the first step, which does not know how many will be asked about: its samples are shared.
+        state.output = self._samples.call(forward, *args, **kwargs)
         return state.output
 
     def _run(self, forward: Forward, anew: Mapping[str, Any], branches: list[Branch[Ahead]], step: int) -> None:

@@ -67,7 +67,7 @@ class Parallel(Technique):
             return [f"A parallel layout needs processes: start {wanted} with torchrun --nproc-per-node."]
         if processes % layout.size:
             return [
-                f"A parallel layout of {layout.size} processes ({layout}) does not divide the {processes} there are."
+                f"A parallel layout of {layout.size} processes ({layout}) does not divide the {processes} here."
             ]
         found = [problem for name, module in model.denoisers.items() for problem in _unfit(layout, model, name, module)]
         if layout.guidance > 1 and model.manifest is not None and model.manifest.guidance_inside:
@@ -148,7 +148,10 @@ def guides(model: Model) -> bool:
     scale = "true_cfg_scale" if "true_cfg_scale" in takes else "guidance_scale"
     if scale not in takes or any(getattr(m, "config", {}).get("guidance_embeds") for m in model.denoisers.values()):
         return False
-    value = (manifest.call if manifest else {}).get(scale, takes[scale].default)
+    call = dict(manifest.call) if manifest else {}
+    if scale == "true_cfg_scale" and call.get("negative_prompt") is None:  # these guide by a negative prompt alone
+        return False
+    value = call.get(scale, takes[scale].default)
     return isinstance(value, int | float) and value > 1
 
 
