@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
 
 DECODED_AT_ONCE = 8  # clips, by the VAE
+BESIDE = "small_decoder"  # folder of one in the folder of its pipeline
 
 
 def small_decoder(pipe: Any, width: int = 48, blocks: int = 2) -> AutoencoderTiny:
@@ -127,6 +128,12 @@ def distill_decoder(
         trained: Any = done.averages["decoder"]
         trained.save_pretrained(aside)
     return folder
+
+
+def decoder_beside(pipe: Any) -> AutoencoderTiny | None:
+    """The small decoder in a pipeline's own folder, which is then its `small_decoder`; None where there is none."""
+    folder = Path(str(pipe.config.get("_name_or_path", ""))) / BESIDE
+    return load_decoder(folder) if folder.is_dir() else None
 
 
 def load_decoder(folder: Path | str) -> AutoencoderTiny:

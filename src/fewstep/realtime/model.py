@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.accelerate import Accelerated, accelerate
 from fewstep.diffusion.samplers import flow_times
+from fewstep.distill.decoder import decoder_beside
 from fewstep.distill.schedulers import shift_of
 from fewstep.errors import InputError, bad_value
 from fewstep.models.causal import Causal, causal_of
@@ -49,7 +50,8 @@ class LiveModel:
 
     @classmethod
     def of(cls, pipe: Any, techniques: Sequence[Technique] = (), small: nn.Module | None = None) -> LiveModel:
-        """From a pipeline that `fewstep.load` gave, and a small decoder that `distill.decoder.load_decoder` gave.
+        """From a pipeline that `fewstep.load` gave, and a small decoder that `distill.decoder.load_decoder` gave; None
+        takes that of the pipeline's own folder, if it has one.
 
         Raises:
             InputError: it is no causal student, or its VAE can't decode a stream.
@@ -72,7 +74,8 @@ class LiveModel:
                 denoiser = trace(pipe, **call)
             finally:
                 pipe.scheduler = scheduler
-        return cls(pipe, denoiser, causal, manifest, {one.name: one for one in techniques}, small)
+        own = decoder_beside(pipe) if small is None else small
+        return cls(pipe, denoiser, causal, manifest, {one.name: one for one in techniques}, own)
 
     @property
     def steps(self) -> int:
