@@ -100,6 +100,36 @@ def test_four_processes_give_what_one_does_in_every_family() -> None:
     start(all_families(FOUR), 4, 900)
 
 
+def _bytes(rank: int) -> None:
+    """Wan's tiny transformer has two blocks of width 24; a call of 32×32 pixels and 5 frames has 8 tokens."""
+    blocks, tokens, width, number, steps = 2, 8, 24, 4, 3
+    with joined() as (_, size):
+        for ulysses, ring in [(2, 1), (1, 2)] if size == 2 else [(2, 2), (1, 4)]:
+            pipe, call = PIPELINES["wan"]()
+            pipe.set_progress_bar_config(disable=True)
+            fast = accelerate(pipe, Parallel(ulysses=ulysses, ring=ring))
+            output(fast, call, 1)
+            facts = fast.engaged[0].facts["transformer"]
+            before, calls = dict(facts["sent"]), 2 * steps
+            output(fast, call, 1)
+            sent = {name: (facts["sent"][name] - before[name]) / calls for name in before}
+            own = tokens // size * width * number  # bytes of the own tokens at full width
+            assert sent["ulysses"] == pytest.approx(4 * (ulysses - 1) / ulysses * own * blocks, rel=0.01)
+            assert sent["ring"] == pytest.approx((ring - 1) * 2 * own * blocks, rel=0.01)
+            assert sent["gather"] == pytest.approx((size - 1) * own, rel=0.01)
+            fast.remove()
+        if size == 2:
+            fast = accelerate(pipe, Parallel(guidance=2))
+            latents = output(fast, call, 1)
+            sent = fast.engaged[0].facts["transformer"]["guidance"]["bytes_sent"]
+            assert sent == (steps - 1) * latents.nbytes  # one prediction a step; the first is computed by both
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_what_a_step_sends_is_what_the_formulas_say(processes: int) -> None:
+    start(_bytes, processes)
+
+
 def decoders() -> list[nn.Module]:
     torch.manual_seed(0)
     pictures: dict[str, Any] = {
