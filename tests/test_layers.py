@@ -10,14 +10,14 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src"
 LAYERS = (  # from the ground up; a module may import its own layer and those before it
-    {"compilation", "errors", "files", "machine", "muon"},
+    {"compilation", "errors", "files", "machine", "media", "muon"},
     {"diffusion", "numerics"},
     {"models"},
     {"calibrate"},
     {"techniques"},
     {"accelerate", "recipe", "recipes", "distill", "realtime", "checkpoints"},
     {"zoo"},
-    {"bench", "tune", "plan"},
+    {"batch", "bench", "tune", "plan"},
     {"cli", "server", "__main__", "__init__"},
 )
 

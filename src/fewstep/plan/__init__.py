@@ -1,0 +1,1 @@
+"""What a run would cost before it is paid for: predictions from shapes, no weights and no device needed."""
