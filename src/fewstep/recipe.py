@@ -23,6 +23,8 @@ from fewstep.techniques import TECHNIQUES, Technique
 MAY_SHARE: dict[frozenset[str], str] = {
     # Both change the weights: they are cast first, then quantized from the cast; each puts back what it found.
     frozenset({"precision", "quantize"}): "linear.weight",
+    # What a cache keeps of blocks is of a process's own tokens.
+    frozenset({"parallel", "cache"}): "block.tokens",
     # The cache stands around the regions: what it spares of a step is the whole call.
     frozenset({"regions", "cache"}): "denoiser.forward",
 }

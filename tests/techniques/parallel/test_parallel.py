@@ -23,7 +23,7 @@ from fewstep.accelerate import accelerate
 from fewstep.errors import FewstepError, RecipeError
 from fewstep.models.model import Model
 from fewstep.recipe import Recipe
-from fewstep.techniques import Parallel
+from fewstep.techniques import Cache, Parallel
 from fewstep.techniques.parallel.decode import SpreadDecoder
 from fewstep.techniques.parallel.processes import joined
 from fewstep.techniques.parallel.technique import guides
@@ -98,6 +98,36 @@ def test_four_processes_give_what_one_does() -> None:
 @pytest.mark.slow
 def test_four_processes_give_what_one_does_in_every_family() -> None:
     start(all_families(FOUR), 4, 900)
+
+
+def _apart(rank: int) -> None:
+    """Two copies of a layout: ranks 0 and 1 make three steps, ranks 2 and 3 make two, each with a cache."""
+    with joined():
+        pipe, call = PIPELINES["wan"]()
+        pipe.set_progress_bar_config(disable=True)
+        call["num_inference_steps"] = 5 - rank // 2
+        planned = Cache(target_speedup=2)
+        alone = accelerate(pipe, planned)
+        plain, reused = output(alone, call, 1), alone.engaged[0].facts["steps_reused"]
+        alone.remove()
+        fast = accelerate(pipe, [Parallel(ulysses=2), planned])
+        got = output(fast, call, 1)
+        assert fast.engaged[1].facts["steps_reused"] == reused > 0
+        assert float((got - plain).abs().max()) <= NEAR * max(1.0, float(plain.abs().max()))
+        fast.remove()
+        # A gate that looks at its own tokens: one of them decides for its group.
+        fast = accelerate(pipe, [Parallel(ulysses=2), Cache("first_block", threshold=0.6, warmup=0)])
+        output(fast, call, 1)
+        said: list[dict[str, str]] = [{}] * 4
+        dist.all_gather_object(said, fast.engaged[1].facts["last_request"])
+        assert said[0] == said[1]
+        assert said[2] == said[3]
+        assert {len(signs) for signs in said[0].values()} == {5}
+        assert {len(signs) for signs in said[2].values()} == {4}
+
+
+def test_two_groups_with_different_steps_and_a_cache_each_do_not_disturb_each_other() -> None:
+    start(_apart, 4)
 
 
 def _bytes(rank: int) -> None:

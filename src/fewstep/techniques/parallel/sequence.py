@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
+
+from torch import nn
 
 from fewstep.calibrate.run import measuring
 from fewstep.calibrate.stack import first_of
@@ -28,6 +31,8 @@ class SpreadDenoiser:
     def __init__(self, name: str, lists: list[BlockList], exchange: Exchange) -> None:
         self._name, self._exchange = name, exchange
         self._sparse = Sparse(lists)
+        self._blocks = [block for one in lists for block in one.modules]
+        self._before = [block.__dict__.get("forward") for block in self._blocks]
         self._joint: dict[str, set[Slot]] = {}
         self.facts: dict[str, Any] = {"calls_whole": 0, "calls_spread": 0}
 
@@ -53,13 +58,24 @@ class SpreadDenoiser:
         self.facts["calls_whole"] += 1
         return self._learnt(run)
 
+    @contextmanager
+    def _bare(self) -> Iterator[None]:
+        """The blocks without what was put around them since, like a cache, which is to see parts alone."""
+        since = [block.__dict__.get("forward") for block in self._blocks]
+        _put(self._blocks, self._before)
+        try:
+            yield
+        finally:
+            _put(self._blocks, since)
+
     def _pass(self) -> Spread:
         return Spread(self._sparse.layouts, self._joint, self._exchange)
 
     def _learnt(self, run: Callable[[], Any]) -> Any:
         kept: Kept = {}
         try:
-            whole = self._sparse.run(run, kept)
+            with self._bare():
+                whole = self._sparse.run(run, kept)
         except NotSparse as error:
             raise FewstepError(f"The tokens of the {self._name} can't be spread over processes: {error}") from error
         tokens = self._sparse.tokens
@@ -84,3 +100,11 @@ class SpreadDenoiser:
                 f"The {self._name} gives something else in parts than whole, so its tokens can't be spread."
             )
         return parts
+
+
+def _put(blocks: Sequence[nn.Module], forwards: Sequence[Any]) -> None:
+    """These in the place of the blocks' own forwards; None for the class's."""
+    for block, forward in zip(blocks, forwards, strict=True):
+        block.__dict__.pop("forward", None)
+        if forward is not None:
+            block.__dict__["forward"] = forward
