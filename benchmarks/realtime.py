@@ -2,6 +2,7 @@
 
     python benchmarks/realtime.py [--model zoo:moving-shapes-live] [--teacher zoo:moving-shapes]
                                   [--seconds 60] [--each 10] [--prompts 16]
+                                  [--served | --only-served] [--viewers 10] [--folder out/benchmarks]
 
 Each row adds one trick to those above it. Its frames a second are those of a session whose frames are taken as fast as
 they come; jitter, missed deadlines and the time to the first frame are those of a viewer at 16 frames a second, for
@@ -9,16 +10,24 @@ they come; jitter, missed deadlines and the time to the first frame are those of
 steps and in as few as the student. Accuracy: the first clip of each prompt as the task judges it, pieces of the first
 and the last five seconds, and pieces from one second after another prompt was asked for.
 
-Writes out/benchmarks/realtime.json.
+`--served` goes on through the socket: `fewstep serve` runs in a process of its own, and viewers measure from the prompt
+that they send to the frame in pixels. Frames a second are those of a server whose clock is at 120, without fewer steps
+under load; the rest is that of one at 16: the first frame of a new session (the median of several), one viewer for
+`--seconds`, `--viewers` of them at once for `--each`, and one beside a viewer who reads one message in ten.
+
+Writes realtime.json and the waterfall (realtime.png, realtime.svg) to `--folder`; `--only-served` measures the socket
+alone and writes realtime-served.json. Ends with status 1 where a frame was missing that no server told as dropped.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 import warnings
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,39 +35,34 @@ from rich.console import Console
 from rich.table import Table
 
 import fewstep
-from fewstep.bench import results
+from fewstep.bench import results, served
 from fewstep.bench.live import Watched, drift, kept, throughput, watch
+from fewstep.bench.process import serving
+from fewstep.bench.report import live as picture
 from fewstep.machine import keep_freed_memory
 from fewstep.realtime import LiveModel, Session
 from fewstep.techniques import Compile, Precision
 from fewstep.zoo.evaluate import generate
 from fewstep.zoo.tasks import task
 
-FPS = 16.0
+FPS, FREE = 16, 120  # frames a second: of a viewer, and as high as a server's clock goes
 STACK = ("window", "precision", "compile", "overlap")  # what each row adds
+TIMES = 9  # sessions whose first frame is waited for
+Row = dict[str, Any]
 
 
-def main() -> None:
+def main() -> int:
     given = arguments()
-    keep_freed_memory()
     moving = task("moving-shapes")
     asked = [(text, ask) for text, ask in moving.prompts(4 * given.prompts, 11) if moving.single(ask)][: given.prompts]
-    texts = [text for text, _ in asked]
-    model = LiveModel.of(fewstep.load(given.model), (Precision(), Compile()))
-    teachers = [teacher_row(given.teacher, asked, steps) for steps in (None, model.steps)]
-    rows = [row(model, texts[0], n, given.each if n < len(STACK) else given.seconds) for n in range(len(STACK) + 1)]
-    fewer = [few(model, texts[0], steps, given.each) for steps in (2, 1) if steps < model.steps]
-    quality = kept(model, asked, seconds=given.seconds, fps=FPS, off=("adapt",))
-    found: dict[str, Any] = {
-        "teachers": teachers,
-        "rows": rows,
-        "fewer": fewer,
-        "kept": asdict(quality),
-        "drift": drift(quality),
-    }
-    show(found)
-    accuracy = {"accuracy of": given.model, **found["kept"], "drift": found["drift"]}
-    print(results.save("realtime", [*teachers, *rows, *fewer, accuracy]))
+    rows = [] if given.only_served else in_process(given, asked)
+    if given.served or given.only_served:
+        rows += through_the_socket(given, [text for text, _ in asked])
+    show(rows)
+    print(results.save("realtime-served" if given.only_served else "realtime", rows, given.folder))
+    if not given.only_served:
+        print(*picture.save(rows, FPS, given.folder / "realtime"), sep="\n")
+    return int(any(row.get("unsaid", 0) for row in rows))
 
 
 def arguments() -> argparse.Namespace:
@@ -68,10 +72,30 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--each", type=float, default=10.0)
     parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--served", action="store_true", help="through the socket, too")
+    parser.add_argument("--only-served", action="store_true", help="through the socket alone")
+    parser.add_argument("--viewers", type=int, default=10, help="at once")
+    parser.add_argument("--folder", type=Path, default=results.FOLDER, help="docs/benchmarks is where it is published")
     return parser.parse_args()
 
 
-def teacher_row(name: str, asked: list[tuple[str, Any]], steps: int | None) -> dict[str, Any]:
+# ---------------------------------------------------------------------------------------------------------------------
+# In this process
+
+
+def in_process(given: argparse.Namespace, asked: list[tuple[str, Any]]) -> list[Row]:
+    keep_freed_memory()
+    model = LiveModel.of(fewstep.load(given.model), (Precision(), Compile()))
+    prompt, last = asked[0][0], len(STACK)
+    teachers = [teacher(given.teacher, asked, steps) for steps in (None, model.steps)]
+    stack = [row(model, prompt, n, given.each if n < last else given.seconds) for n in range(last + 1)]
+    fewer = [few(model, prompt, steps, given.each) for steps in (2, 1) if steps < model.steps]
+    quality = kept(model, asked, seconds=given.seconds, fps=FPS, off=("adapt",))
+    accuracy = {"kind": "accuracy", "accuracy of": given.model, **asdict(quality), "drift": drift(quality)}
+    return [*teachers, *stack, *fewer, accuracy]
+
+
+def teacher(name: str, asked: list[tuple[str, Any]], steps: int | None) -> Row:
     """Frames a second of one clip at a time, and how many clips are right."""
     pipe = fewstep.load(name)
     pipe.set_progress_bar_config(disable=True)
@@ -83,51 +107,93 @@ def teacher_row(name: str, asked: list[tuple[str, Any]], steps: int | None) -> d
         clip = generate(pipe, [text], [i], show=False, **call)
         seconds.append(time.perf_counter() - start)
         right += task("moving-shapes").correct([ask], clip)
-    trick = f"teacher, {steps or 'its own'} steps, a clip at a time"
-    return {"trick": trick, "made": clip.shape[1] / statistics.median(seconds), "accuracy": float(np.mean(right))}
+    made = clip.shape[1] / statistics.median(seconds)
+    return {"kind": "teacher", "trick": in_steps(len(pipe.scheduler.timesteps)), "made": made, "accuracy": mean(right)}
 
 
-def row(model: LiveModel, prompt: str, tricks: int, seconds: float) -> dict[str, Any]:
+def row(model: LiveModel, prompt: str, tricks: int, seconds: float) -> Row:
     """The first so many of the stack on, the others off."""
-    off = (*STACK[tricks:], "adapt")
-    return {"trick": STACK[tricks - 1] if tricks else "none", **measured(model, prompt, seconds, off=off)}
+    trick = f"+ {STACK[tricks - 1]}" if tricks else f"none: {in_steps(model.steps)}, float32"
+    return {"kind": "stack", "trick": trick, **measured(model, prompt, seconds, off=(*STACK[tricks:], "adapt"))}
 
 
-def few(model: LiveModel, prompt: str, steps: int, seconds: float) -> dict[str, Any]:
-    return {"trick": f"{steps} steps", **measured(model, prompt, seconds, off=("adapt",), steps=steps)}
+def few(model: LiveModel, prompt: str, steps: int, seconds: float) -> Row:
+    return {"kind": "fewer", "trick": in_steps(steps), **measured(model, prompt, seconds, off=("adapt",), steps=steps)}
 
 
-def measured(model: LiveModel, prompt: str, seconds: float, **options: Any) -> dict[str, Any]:
+def measured(model: LiveModel, prompt: str, seconds: float, **options: Any) -> Row:
     made = throughput(model, prompt, 5.0, **options)  # warms up too
     seen: Watched = watch(Session(model, prompt, fps=FPS, seed=0, **options), seconds)
     return {"made": made, **asdict(seen)}
 
 
-def show(found: dict[str, Any]) -> None:
-    table = Table(title="Live video, 16 frames a second asked for")
-    columns = ("trick", "frames/s", "× teacher", "first frame", "jitter", "missed", "window")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "trick" else "right")
-    slow = found["teachers"][0]["made"]
-    for one in found["teachers"]:
-        table.add_row(one["trick"], f"{one['made']:.1f}", f"{one['made'] / slow:.1f}", "", "", "", "")
-    for one in (*found["rows"], *found["fewer"]):
-        table.add_row(
-            one["trick"],
-            f"{one['made']:.1f}",
-            f"{one['made'] / slow:.1f}",
-            f"{one['first_frame_s']:.2f} s",
-            f"{one['jitter_ms']:.1f} ms",
-            str(one["missed"]),
-            f"{one['window_mb']:.1f} MB",
-        )
-    Console().print(table)
-    taught = {one["trick"]: one["accuracy"] for one in found["teachers"]}
-    shares = {**found["kept"], "late / early": found["drift"], **taught}
-    Console().print("accuracy: " + ", ".join(f"{name} {share:.2f}" for name, share in shares.items()))
+def in_steps(steps: int) -> str:
+    return f"{steps} steps" if steps > 1 else "1 step"
+
+
+def mean(shares: list[Any]) -> float:
+    return float(np.mean(shares))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Through the socket
+
+
+def through_the_socket(given: argparse.Namespace, prompts: list[str]) -> list[Row]:
+    model = {"name": given.model, "model": given.model}
+    with serving([{**model, "fps": FREE}]) as server:
+        free = served.freely(server.url, prompts[0], given.each)
+    with serving([{**model, "fps": FPS}], ["--viewers", str(given.viewers + 2)]) as server:
+        waits = served.delays(server.url, prompts, TIMES)
+        one = served.seen(server.url, prompts[0], given.seconds, adapt=False)
+        many = served.together(server.url, prompts, given.viewers, given.each)
+        slow = served.beside_slow(server, prompts, given.each)
+    alone = {**asdict(one.watched), "dropped": one.dropped, "unsaid": one.unsaid, **free, **waits}
+    return [
+        {"kind": "served", "trick": "one viewer", **alone},
+        {"kind": "viewers", "trick": f"{given.viewers} viewers", **many},
+        {"kind": "viewers", "trick": "beside a slow viewer", **slow},
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+COLUMNS = {  # of the table: how each figure is told
+    "made": "{:.1f}",
+    "first_frame_s": "{:.2f} s",
+    "another_prompt_s": "{:.2f} s",
+    "another_prompt_shown_s": "{:.2f} s",
+    "jitter_ms": "{:.1f} ms",
+    "missed": "{}",
+    "dropped": "{}",
+    "unsaid": "{}",
+    "window_mb": "{:.1f} MB",
+    "grown_mb": "{:+.1f} MB",
+}
+
+
+def show(rows: list[Row]) -> None:
+    drawn = [one for one in rows if "made" in one]
+    columns = {name: form for name, form in COLUMNS.items() if any(name in one for one in drawn)}
+    table = Table("", "", title=f"Live video; viewers are shown {FPS} frames a second")
+    for name in columns:
+        table.add_column({"made": "frames/s"}.get(name, name.rsplit("_", 1)[0].replace("_", " ")), justify="right")
+    for one in drawn:
+        figures = [form.format(one[name]) if name in one else "" for name, form in columns.items()]
+        table.add_row(one["kind"], one["trick"], *figures)
+    Console(width=170).print(table)
+    for one in rows:
+        if one["kind"] == "accuracy":
+            shares = {name: share for name, share in one.items() if isinstance(share, float)}
+            shares |= {f"teacher, {row['trick']}": row["accuracy"] for row in rows if row["kind"] == "teacher"}
+            print("accuracy: " + ", ".join(f"{name} {share:.2f}" for name, share in shares.items()))
 
 
 if __name__ == "__main__":
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        main()
+        try:
+            sys.exit(main())
+        except fewstep.FewstepError as error:
+            sys.exit(str(error))

@@ -16,19 +16,13 @@ import argparse
 import base64
 import io
 import random
-import re
 import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import av
@@ -39,57 +33,18 @@ from PIL import Image
 
 import fewstep
 from fewstep.bench import results
+from fewstep.bench.process import PATIENCE, Server, serving, wait
 from fewstep.cli.show import print_rows
 
 QUEUE = 16  # less than there are clients, so that it is full at times
-MODELS = """
-models:
-  - {name: shapes, model: "zoo:shapes-1step"}
-  - {name: moving, model: "zoo:moving-shapes", call: {num_inference_steps: 2}}
-"""
+MODELS = (
+    {"name": "shapes", "model": "zoo:shapes-1step"},
+    {"name": "moving", "model": "zoo:moving-shapes", "call": {"num_inference_steps": 2}},
+)
 PROMPTS = ("a red ring", "a large blue square left of a small green triangle", "a yellow circle", "a small white ring")
 FRAMES = 17
 NOISE = 3  # of 255: what a picture may differ by when it shares a call
-PATIENCE = 300.0  # seconds
 GROWTH = 0.10
-
-
-@dataclass
-class Server:
-    """`fewstep serve` in a process of its own."""
-
-    folder: Path
-    port: int = field(default_factory=lambda: free_port())
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        (self.folder / "models.yaml").write_text(MODELS)
-        options = ["--port", str(self.port), "--folder", str(self.folder / "served"), "--queue", str(QUEUE)]
-        line = [sys.executable, "-m", "fewstep", "serve", str(self.folder / "models.yaml"), *options]
-        self.process = subprocess.Popen(line, stderr=subprocess.DEVNULL)
-        wait(self.ready)
-
-    def ready(self) -> bool:
-        try:
-            return httpx.get(f"{self.url}/ready", timeout=10).status_code == 200
-        except httpx.HTTPError:
-            return False
-
-    def end(self, how: int) -> None:
-        if self.process is not None:
-            self.process.send_signal(how)
-            self.process.wait(60)
-
-    def memory(self) -> float:
-        """Resident bytes."""
-        said = httpx.get(f"{self.url}/metrics", timeout=30).text
-        found = re.search(r"^process_resident_memory_bytes (\S+)$", said, re.MULTILINE)
-        assert found
-        return float(found[1])
 
 
 @dataclass
@@ -122,31 +77,6 @@ class Tally:
     @property
     def lost(self) -> int:
         return self.asked.total() - self.right.total() - len(self.wrong)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not true():
-        if time.monotonic() > end:
-            raise TimeoutError("The server did not get ready, or a video done.")
-        time.sleep(0.05)
-
-
-@contextmanager
-def serving() -> Iterator[Server]:
-    with tempfile.TemporaryDirectory() as folder:
-        server = Server(Path(folder))
-        server.start()
-        try:
-            yield server
-        finally:
-            server.end(signal.SIGKILL)
 
 
 def expected() -> list[Image.Image]:
@@ -195,7 +125,7 @@ def video(http: httpx.Client, tally: Tally, number: int, truth: Sequence[Image.I
         tally.check("video", False, response.text[:200])
         return
     place = f"/v1/videos/{response.json()['id']}"
-    wait(lambda: http.get(place).json()["status"] in ("completed", "failed"))
+    wait(lambda: http.get(place).json()["status"] in ("completed", "failed"), "a video")
     content = http.get(f"{place}/content")
     tally.check("video", content.status_code == 200 and frames(content.content) == FRAMES, content.text[:200])
 
@@ -269,8 +199,8 @@ def kills(server: Server, times: int) -> dict[str, Any]:
             done |= {v["id"]: v["completed_at"] for v in listed if v["completed_at"] and v["id"] not in done}
             server.end(signal.SIGKILL)
             server.start()
-        wait(lambda: all(http.get(f"/v1/videos/{id}").json().get("status") != "queued" for id in asked))
-        wait(lambda: http.get(f"/v1/videos/{asked[-1]}").json().get("status") != "in_progress")
+        wait(lambda: all(http.get(f"/v1/videos/{id}").json().get("status") != "queued" for id in asked), "all videos")
+        wait(lambda: http.get(f"/v1/videos/{asked[-1]}").json().get("status") != "in_progress", "the last video")
         last = {id: http.get(f"/v1/videos/{id}").json() for id in asked}
         again = sum(last[id].get("completed_at") != at for id, at in done.items())
         whole = [id for id in asked if frames(http.get(f"/v1/videos/{id}/content").content) == FRAMES]
@@ -323,7 +253,7 @@ def main() -> int:
     rows = []
     for part, size in parts.items():
         if size:
-            with serving() as server:
+            with serving(MODELS, ("--queue", str(QUEUE))) as server:
                 rows.append(part(server))
     path = results.save("serve", rows)
     print_rows(rows, as_json=False)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from fewstep.bench.live import Kept, _shown, drift, kept, throughput, watch
+from fewstep.bench.live import Kept, drift, kept, show, throughput, watch
 from fewstep.realtime import Session
 from fewstep.realtime.session import Chunk
 from fewstep.zoo.moving.render import render
@@ -26,17 +26,19 @@ def chunks(lateness: float = 0.0) -> Iterator[Chunk]:
 
 
 def test_frames_are_shown_when_they_are_due() -> None:
-    shown, steps = _shown(chunks(), fps=100, seconds=0.15)
-    assert len(shown) == 13
-    assert steps == [4.0] * 4
-    gaps = np.diff(shown[1:])
+    shown = show(chunks(), fps=100, seconds=0.15)
+    assert len(shown.times) == 13
+    assert shown.steps == [4.0] * 4
+    assert shown.missed == 0
+    gaps = np.diff(shown.times[1:])
     assert np.median(gaps) == pytest.approx(0.01, abs=0.003)
-    assert shown[1] - shown[0] == pytest.approx(0.05, abs=0.02)
+    assert shown.times[1] - shown.times[0] == pytest.approx(0.05, abs=0.02)
 
 
 def test_a_late_chunk_makes_one_long_interval_and_moves_all_after_it() -> None:
-    shown, _ = _shown(chunks(lateness=0.2), fps=100, seconds=1)
-    gaps = np.diff(shown[1:])
+    shown = show(chunks(lateness=0.2), fps=100, seconds=1)
+    assert shown.missed == 1
+    gaps = np.diff(shown.times[1:])
     assert (gaps > 0.1).sum() == 1
     assert np.argmax(gaps) == 3
 

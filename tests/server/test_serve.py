@@ -47,6 +47,7 @@ def test_keys_are_shown_once_and_kept_as_hashes(fewstep: Fewstep, tmp_path: Path
         (["zoo:shapes-1step", "--host", "0.0.0.0"], "Without --keys"),
         (["zoo:shapes-1step", "--queue", "0"], "--queue"),
         (["zoo:shapes-1step", "--keep", "0"], "--keep"),
+        (["zoo:moving-shapes-live", "--viewers", "0"], "--viewers"),
         (["zoo:shapes-1step", "--keys", "none.yaml"], "There is no file none.yaml"),
         (["none.yaml"], "There is no file none.yaml"),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -10,37 +10,28 @@ import numpy as np
 import pytest
 
 from fewstep.errors import InputError
+from fewstep.realtime import LiveModel
 from fewstep.realtime.session import Chunk
 from fewstep.server.config import ModelEntry
+from fewstep.server.engine import Engine
 from fewstep.server.live import Busy
-from fewstep.server.studio import LiveSession, LiveStudio, live_entry
-from fewstep.techniques import Precision
+from fewstep.server.studio import LiveSession, LiveStudio
 from fewstep.zoo.moving.render import render
 from fewstep.zoo.tasks import task
-from tests.realtime.live import live_model
+from tests.server.live.student import save_student
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = live_model()
-    place = tmp_path_factory.mktemp("live") / "tiny"
-    model.pipe.save_pretrained(place)
-    replace(model.manifest, causal={"size": 1, "window": 3, "sink": 0}, teacher=None).write(place)
-    return place
+    return save_student(tmp_path_factory.mktemp("live") / "tiny")
 
 
 @pytest.fixture
-def studio(folder: Path, monkeypatch: pytest.MonkeyPatch) -> LiveStudio:
-    made = LiveStudio(ModelEntry(name="tiny", model=str(folder), fps=20), most=2)
-    made.__dict__["_techniques"] = (Precision(),)  # compiling takes a minute
-    return made
-
-
-def test_the_live_model_is_found_by_its_manifest(folder: Path) -> None:
-    entries = (ModelEntry(name="shapes", model="zoo:shapes"), ModelEntry(name="tiny", model=str(folder)))
-    assert live_entry(entries) is entries[1]
-    assert live_entry(entries[:1]) is None
-    assert live_entry((ModelEntry(name="far", model="owner/name"),)) is None
+def studio(folder: Path) -> LiveStudio:
+    engine = Engine((ModelEntry(name="tiny", model=str(folder), fps=20, recipe=["precision"]),))
+    engine.load()
+    assert engine.live_entry is not None
+    return LiveStudio(engine.live_entry, engine.techniques, engine.live.result, most=2)
 
 
 def test_viewers_get_sessions_of_their_own_until_there_are_too_many(studio: LiveStudio) -> None:
@@ -60,9 +51,31 @@ def test_viewers_get_sessions_of_their_own_until_there_are_too_many(studio: Live
     with pytest.raises(InputError, match="prompt"):
         first.prompt("")
     first.close()
+    with pytest.raises(InputError, match="prompt"):
+        studio.open(" ", seed=3)  # and the place is free again
     studio.open("a red ring", seed=3).close()
     second.close()
     assert studio.teacher("a red ring", seed=0) is None
+
+
+def not_asked() -> LiveModel:
+    raise AssertionError("the model is not needed here")
+
+
+def test_viewers_who_come_at_once_are_counted_too(studio: LiveStudio) -> None:
+    def come(seed: int) -> LiveSession | None:
+        try:
+            return studio.open("a red ring", seed=seed)
+        except Busy:
+            return None
+
+    with ThreadPoolExecutor(6) as pool:
+        lives = [live for live in pool.map(come, range(6)) if live is not None]
+    assert len(lives) == studio.most
+    for live in lives:
+        live.close()
+        live.close()
+    assert not studio._taken
 
 
 class Drawn:
@@ -81,13 +94,13 @@ def test_the_oracle_judges_what_is_shown() -> None:
     (text, ask), *_ = [one for one in moving.prompts(20, 3) if moving.single(one[1])]
     scene = moving.parts.sample_answer(ask, np.random.default_rng(0))
     right = (255 * render(scene, 17)).astype(np.uint8)
-    studio = LiveStudio(ModelEntry(name="zoo:moving-shapes-live", model="zoo:shapes"))
+    studio = LiveStudio(ModelEntry(name="zoo:moving-shapes-live", model="zoo:shapes"), (), not_asked)
     assert 3 <= len(studio.examples) <= 6
     judge = studio._judge(studio.examples[0])
     assert judge is not None
     assert studio._judge("something of one's own") is None
     studio.__dict__["_asks"] = {"it": ask, text: ask}
-    live = LiveSession(Drawn(right, np.zeros_like(right)), studio._judge, lambda closed: None)  # type: ignore[arg-type]
+    live = LiveSession(Drawn(right, np.zeros_like(right)), studio._judge, lambda: None)  # type: ignore[arg-type]
     list(live)
     assert live._right[0] is True
     assert live._right[-1] is False

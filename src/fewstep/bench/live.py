@@ -31,7 +31,7 @@ class Watched:
         fps: frames a second.
         first_frame_s: from the start of the session to its first frame.
         jitter_ms: p99 − p50 of the intervals between frames.
-        missed: chunks that were not there when they were due.
+        missed: chunks that were not there when they were due; each moves all after it.
         steps: of a chunk, on average.
         load: share of the time that work took.
         window_mb: keys and values.
@@ -48,31 +48,44 @@ class Watched:
     window_mb: float
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What was on a screen: when each frame was, the steps of each chunk, and the chunks that came too late."""
+
+    times: list[float]
+    steps: list[float]
+    missed: int
+
+    def watched(self, first_frame_s: float, load: float, window_mb: float) -> Watched:
+        times = self.times
+        gaps = 1000 * np.diff(times[1:])  # the first frame stays for a while, by intention
+        return Watched(
+            frames=len(times),
+            seconds=times[-1] - times[0],
+            fps=(len(times) - 2) / (times[-1] - times[1]),
+            first_frame_s=first_frame_s,
+            jitter_ms=float(np.percentile(gaps, 99) - np.percentile(gaps, 50)),
+            missed=self.missed,
+            steps=float(np.mean(self.steps)),
+            load=load,
+            window_mb=window_mb,
+        )
+
+
 def watch(session: Session, seconds: float) -> Watched:
     """Show frames when they are due for so many seconds, and close the session."""
     with session:
-        shown, steps = _shown(session, session.fps, seconds)
+        shown = show(session, session.fps, seconds)
         stats = session.stats
-    gaps = 1000 * np.diff(shown[1:])  # the first frame stays for a while, by intention
-    return Watched(
-        frames=len(shown),
-        seconds=shown[-1] - shown[0],
-        fps=(len(shown) - 2) / (shown[-1] - shown[1]),
-        first_frame_s=stats.first_frame_s or 0.0,
-        jitter_ms=float(np.percentile(gaps, 99) - np.percentile(gaps, 50)),
-        missed=stats.missed,
-        steps=float(np.mean(steps)),
-        load=stats.load,
-        window_mb=stats.window_mb,
-    )
+    return shown.watched(stats.first_frame_s or 0.0, stats.load, stats.window_mb)
 
 
-def _shown(chunks: Iterable[Chunk], fps: float, seconds: float) -> tuple[list[float], list[float]]:
-    """When each frame was shown, and the steps of each chunk. Frames that come late are shown at once, and all after
-    them are later by as much."""
-    start, shown, steps = 0.0, list[float](), list[float]()
+def show(chunks: Iterable[Chunk], fps: float, seconds: float) -> Shown:
+    """Show frames when they are due. Those that come late are shown at once, and all after them later by as much."""
+    start, missed, shown, steps = 0.0, 0, list[float](), list[float]()
     for chunk in chunks:
         now = time.monotonic()
+        missed += bool(shown) and now - chunk.due > start
         start = now if not shown else max(start, now - chunk.due)
         for i in range(len(chunk.frames)):
             due = start + chunk.due + i / fps
@@ -81,18 +94,23 @@ def _shown(chunks: Iterable[Chunk], fps: float, seconds: float) -> tuple[list[fl
         steps.append(float(chunk.work["steps"]))
         if shown[-1] - shown[0] >= seconds and len(shown) > 2:
             break
-    return shown, steps
+    return Shown(shown, steps, missed)
 
 
 def throughput(model: LiveModel, prompt: str, seconds: float, **options: Any) -> float:
     """Frames a second when frames are taken as fast as they come, after the first chunks."""
     with Session(model, prompt, seed=0, paced=False, **options) as session:
-        stream = iter(session)
-        for _ in range(4):
-            next(stream)
-        start, frames = time.monotonic(), 0
-        while (passed := time.monotonic() - start) < seconds:
-            frames += len(next(stream).frames)
+        return rate(session, seconds)
+
+
+def rate(chunks: Iterable[Chunk], seconds: float) -> float:
+    """Frames a second of chunks that are taken as they come, after the first four."""
+    stream, frames = iter(chunks), 0
+    for _ in range(4):
+        next(stream)
+    start = time.monotonic()
+    while (passed := time.monotonic() - start) < seconds:
+        frames += len(next(stream).frames)
     return frames / passed
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from fastapi import APIRouter
 
     from fewstep.server.config import ServerConfig
+    from fewstep.server.engine import Engine
     from fewstep.server.service import Service
     from fewstep.server.studio import LiveStudio
 
@@ -50,12 +50,14 @@ def serve(
     queue: Annotated[int, typer.Option(help="Requests that may wait, of pictures and of videos each.")] = 64,
     keep: Annotated[float, typer.Option(help="How many hours results are kept.")] = 24,
     keep_gb: Annotated[float, typer.Option(help="How many gigabytes of results are kept; the oldest go first.")] = 10,
+    viewers: Annotated[int, typer.Option(help="Viewers of live video at once, at most.")] = 8,
 ) -> None:
     """Serve models to OpenAI's clients: POST /v1/images/generations, /v1/images/edits and /v1/videos.
 
     **Example:** `fewstep serve zoo:shapes-4step --port 8000`
     """
     at_least(1, queue, "--queue", COMMAND)
+    at_least(1, viewers, "--viewers", COMMAND)
     for option, value in (("--keep", keep), ("--keep-gb", keep_gb)):
         if not value > 0:
             raise InputError(bad_value(option, COMMAND, "above 0", value))
@@ -75,7 +77,7 @@ def serve(
         guarded=not open_to_all,
     )
     with working():
-        _run(config, host, port)
+        _run(config, host, port, viewers)
 
 
 @keys_app.command()
@@ -128,14 +130,14 @@ def _write_keys(file: Path, entries: list[Mapping[str, Any]]) -> None:
         aside.write_text(yaml.safe_dump({"keys": entries}, sort_keys=False), encoding="utf-8")
 
 
-def _run(config: ServerConfig, host: str, port: int) -> None:
+def _run(config: ServerConfig, host: str, port: int, viewers: int) -> None:
     import uvicorn
 
     from fewstep.server.app import build_app
     from fewstep.server.service import Service
 
     service = Service.of(config)
-    worker, studio = service.worker, _studio(config)
+    worker, studio = service.worker, _studio(service.engine, viewers)
     app = build_app(config, [] if studio is None else [_live(service, studio)], service)
     # A viewer's messages are short, and pictures are compressed already.
     sockets = {"ws_max_size": SOCKET_MESSAGE, "ws_per_message_deflate": False}
@@ -146,7 +148,7 @@ def _run(config: ServerConfig, host: str, port: int) -> None:
         server.should_exit = True
 
     worker.when_broken = give_up
-    worker.when_ready = lambda: _tell_ready(config, studio, _url(server))
+    worker.when_ready = lambda: _tell_ready(service.engine, _url(server))
     server.run()
     if isinstance(worker.broken, FewstepError):
         raise worker.broken
@@ -156,12 +158,12 @@ def _run(config: ServerConfig, host: str, port: int) -> None:
         sys.exit(2)
 
 
-def _studio(config: ServerConfig) -> LiveStudio | None:
+def _studio(engine: Engine, viewers: int) -> LiveStudio | None:
     """Live video, where one of the models makes it chunk by chunk."""
-    from fewstep.server.studio import LiveStudio, live_entry
+    from fewstep.server.studio import LiveStudio
 
-    entry = live_entry(config.models)
-    return None if entry is None else LiveStudio(entry)
+    entry = engine.live_entry
+    return None if entry is None else LiveStudio(entry, engine.techniques, engine.live.result, viewers)
 
 
 def _live(service: Service, studio: LiveStudio) -> APIRouter:
@@ -170,20 +172,14 @@ def _live(service: Service, studio: LiveStudio) -> APIRouter:
     return routes(studio, authorize=service.door.why_not, metrics=service.metrics.registry)
 
 
-def _tell_ready(config: ServerConfig, studio: LiveStudio | None, url: str) -> None:
-    note(f"Ready: {', '.join(entry.name for entry in config.models)} at {url}/v1")
-    if studio is not None:
-        threading.Thread(target=_warm, args=(studio, url), daemon=True).start()
-
-
-def _warm(studio: LiveStudio, url: str) -> None:
-    """Load the live model before its first viewer comes."""
-    try:
-        _ = studio.model
-    except FewstepError as error:
-        note(f"There is no live video of {studio.name}: {error}")
+def _tell_ready(engine: Engine, url: str) -> None:
+    note(f"Ready: {', '.join(engine.entries)} at {url}/v1")
+    if engine.live_entry is None:
+        return
+    if error := engine.live.exception():
+        note(f"There is no live video of {engine.live_entry.name}: {error}")
     else:
-        note(f"Live: {studio.name} at {url}")
+        note(f"Live: {engine.live_entry.name} at {url}")
 
 
 def _url(server: Any) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from fewstep.models.model import Model
 from fewstep.recipe import Recipe
 from fewstep.server.config import ModelEntry
 from fewstep.server.facts import Facts, facts_of
+from fewstep.server.shared import Between, SharedModel, live_entry, techniques_of
 from fewstep.techniques import Stage
 
 if TYPE_CHECKING:
@@ -78,14 +81,29 @@ class _Loaded:
     recipes: dict[str, Recipe]
     worn: str | None = None  # the recipe that is on, by name
     fast: Accelerated | None = None
+    live: SharedModel | None = None  # which then sees to what is on
 
 
 class Engine:
-    """All models of a server. `facts` may be read by any thread; all else belongs to the one that loads."""
+    """All models of a server. `facts` and `live` may be read by any thread; all else belongs to the one that loads.
+
+    Attributes:
+        entries: the models by name.
+        facts: of those that are warm.
+        live: the one that sessions share with the API, once it is warm, or why there is none; of `live_entry`.
+        live_entry: the model that makes video chunk by chunk; None where none does.
+        techniques: of that one.
+
+    Raises:
+        InputError: a recipe that live video can't have.
+    """
 
     def __init__(self, entries: Sequence[ModelEntry]) -> None:
         self.entries = {entry.name: entry for entry in entries}
         self.facts: dict[str, Facts] = {}
+        self.live: Future[SharedModel] = Future()
+        self.live_entry = live_entry(entries)
+        self.techniques = techniques_of(self.live_entry) if self.live_entry else ()
         self._models: dict[str, _Loaded] = {}
 
     def load(self) -> None:
@@ -94,24 +112,44 @@ class Engine:
         Raises:
             FewstepError: a model that can't be loaded, or a recipe that does not fit it.
         """
-        device = Machine.detect().device
-        for entry in self.entries.values():
-            pipe = load(entry.model).to(device)
-            pipe.set_progress_bar_config(disable=True)
-            recipes = _recipes(entry)
-            problems = {name: tuple(recipe.problems(Model(pipe), Machine.detect())) for name, recipe in recipes.items()}
-            if problems[OWN]:
-                raise RecipeError(*(f"{entry.name}: {problem}" for problem in problems[OWN]))
-            loaded = _Loaded(entry, pipe, facts_of(pipe, entry.call, problems), recipes)
-            self._models[entry.name] = loaded
-            self._warm(loaded)
-            self.facts[entry.name] = loaded.facts
+        try:
+            for entry in self.entries.values():
+                self._load(entry)
+        except Exception as error:
+            if not self.live.done():
+                self.live.set_exception(error)
+            raise
+
+    def _load(self, entry: ModelEntry) -> None:
+        pipe = load(entry.model).to(Machine.detect().device)
+        pipe.set_progress_bar_config(disable=True)
+        recipes = _recipes(entry)
+        problems = {name: tuple(recipe.problems(Model(pipe), Machine.detect())) for name, recipe in recipes.items()}
+        if problems[OWN]:
+            raise RecipeError(*(f"{entry.name}: {problem}" for problem in problems[OWN]))
+        loaded = _Loaded(entry, pipe, facts_of(pipe, entry.call, problems), recipes)
+        self._models[entry.name] = loaded
+        if entry is self.live_entry:
+            loaded.live = self._share(pipe)
+        self._warm(loaded)
+        if loaded.live:
+            self.live.set_result(loaded.live)
+        self.facts[entry.name] = loaded.facts
+
+    def _share(self, pipe: Any) -> SharedModel | None:
+        try:
+            model = SharedModel.beside(pipe, self.techniques)
+        except FewstepError as error:  # the API still has the model
+            self.live.set_exception(error)
+            return None
+        model.warm()
+        return model
 
     def _warm(self, loaded: _Loaded) -> None:
         facts = loaded.facts
         if facts.starts_from:  # what such a picture is like, only its user knows
-            _wear(loaded, OWN)
-            return
+            with _worn(loaded, OWN):
+                return
         work = Work(loaded.entry.name, OWN, size=facts.size, frames=facts.frames)
         self.run(work, [Shot(WARM_UP, 0)], lambda done, steps: None)
 
@@ -132,16 +170,18 @@ class Engine:
         import torch
 
         loaded = self._models[work.model]
-        fast, defaults = _wear(loaded, work.recipe), dict(loaded.entry.call)
-        if shots[0].image is not None and loaded.facts.kind == "image":
-            fast, inherited = _editing(fast, "image" if shots[0].mask is None else "mask")
-            defaults = {**inherited, **defaults}
-        parameters = inspect.signature(fast.pipe.__call__).parameters
-        call = arguments(work, shots, defaults, loaded.facts)
-        call["generator"] = [torch.Generator("cpu").manual_seed(shot.seed) for shot in shots]
-        if "callback_on_step_end" in parameters:
-            call["callback_on_step_end"] = _telling(on_step)
-        made = _results(fast(**call), loaded.facts.kind)
+        with _worn(loaded, work.recipe) as (fast, between):
+            defaults = dict(loaded.entry.call)
+            if shots[0].image is not None and loaded.facts.kind == "image":
+                fast, inherited = _editing(fast, "image" if shots[0].mask is None else "mask")
+                defaults = {**inherited, **defaults}
+            parameters = inspect.signature(fast.pipe.__call__).parameters
+            call = arguments(work, shots, defaults, loaded.facts)
+            call["generator"] = [torch.Generator("cpu").manual_seed(shot.seed) for shot in shots]
+            if "callback_on_step_end" in parameters:
+                call["callback_on_step_end"] = _telling(on_step, between)
+            output = fast(**call)
+        made = _results(output, loaded.facts.kind)
         _check(made, work, len(shots))
         return made
 
@@ -192,6 +232,16 @@ def _recipes(entry: ModelEntry) -> dict[str, Recipe]:
         raise InputError(f"A recipe of {entry.name}: {error}") from None
 
 
+@contextmanager
+def _worn(loaded: _Loaded, name: str) -> Iterator[tuple[Accelerated, Between]]:
+    """The model with the recipe `name` on, for one call, and what is to be called between its steps."""
+    if loaded.live is None:
+        yield _wear(loaded, name), lambda: None
+    else:
+        with loaded.live.lent(loaded.pipe, None if name == OWN else loaded.recipes[name]) as lent:
+            yield lent
+
+
 def _wear(loaded: _Loaded, name: str) -> Accelerated:
     """The model with the recipe `name` on; the one before is taken off first."""
     if loaded.fast is not None and loaded.worn == name:
@@ -221,9 +271,10 @@ def _editing(fast: Accelerated, what: str) -> tuple[Accelerated, dict[str, Any]]
     return Accelerated(pipe, fast.recipe, engaged), fitting
 
 
-def _telling(on_step: OnStep) -> Callable[..., dict[str, Any]]:
+def _telling(on_step: OnStep, between: Between) -> Callable[..., dict[str, Any]]:
     def callback(pipe: Any, step: int, time: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         on_step(step + 1, int(getattr(pipe, "num_timesteps", 0)))
+        between()
         return kwargs
 
     return callback

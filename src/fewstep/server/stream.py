@@ -92,7 +92,7 @@ class Viewer:
         self._live: Live | None = None
         self._feed: Feed | None = None
         self._look = Start(type="start", prompt="")
-        self._began, self._garbage = 0.0, 0
+        self._began, self._garbage, self._told_at = 0.0, 0, -1
 
     async def run(self) -> None:
         """Until the viewer leaves, or has to."""
@@ -276,9 +276,14 @@ class Viewer:
             now = time.monotonic()
             if max(feed.outbox.silent(now) for feed in self._feeds().values()) > limits.silence:
                 raise Leave(SILENT, "The viewer did not say that anything was shown.")
-            if (live := self._live) is not None and (feed := self._feed) is not None:
+            if (live := self._live) is not None and (feed := self._feed) is not None and self._reads(feed):
                 figures = plain(await run_in_threadpool(live.stats))
                 await self._tell({"type": "stats", "live": figures, **self._figures(feed)}, of=feed)
+
+    def _reads(self, feed: Feed) -> bool:
+        """Whether a viewer has room, or has made some since it was last told. Others would only pile up figures."""
+        before, self._told_at = self._told_at, feed.outbox.last
+        return feed.outbox.in_flight < feed.outbox.window or feed.outbox.last != before
 
     def _figures(self, feed: Feed) -> dict[str, Any]:
         teacher, outbox = self._beside.feed, feed.outbox

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import count
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,18 +16,14 @@ from numpy.typing import NDArray
 from fewstep.checkpoints.load import load
 from fewstep.errors import InputError
 from fewstep.machine import Machine, compute_with
-from fewstep.models.load import resolve
-from fewstep.models.manifest import Manifest
+from fewstep.realtime import LiveModel, Session
 from fewstep.realtime.session import OWN, SMALL, Chunk
 from fewstep.server.config import ModelEntry
 from fewstep.server.live import Busy, Figures
-
-if TYPE_CHECKING:
-    from fewstep.realtime import LiveModel, Session
-    from fewstep.techniques import Technique
+from fewstep.techniques import Technique
 
 EXAMPLES, SEED = 6, 5  # prompts that are offered, of those that the zoo's task draws
-WARM_UP = 3  # chunks: until nothing is compiled any more
+VIEWERS = 8  # at once, where nothing else is said
 JUDGED = 2.0  # seconds between two looks of the oracle
 PIECES = 8  # of what it saw, that count
 HELP = {
@@ -45,13 +40,17 @@ class LiveStudio:
 
     Attributes:
         entry: the model as the server's configuration names it.
+        techniques: those of the model.
+        shared: gives the model, loaded and warm, or raises why there is none; it may take its time.
         most: viewers at once.
     """
 
     entry: ModelEntry
-    most: int = 8
-    _open: set[LiveSession] = field(default_factory=set)
-    _loading: Any = field(default_factory=threading.Lock)
+    techniques: tuple[Technique, ...]
+    shared: Callable[[], LiveModel]
+    most: int = VIEWERS
+    _taken: set[object] = field(default_factory=set)
+    _places: Any = field(default_factory=threading.Lock)
 
     @property
     def name(self) -> str:
@@ -65,53 +64,30 @@ class LiveStudio:
     @cached_property
     def tricks(self) -> Mapping[str, str]:
         own = {name: says for name, says in OWN.items() if name != SMALL}
-        return {**own, **{one.name: HELP[one.name] for one in self._techniques}}
-
-    @property
-    def model(self) -> LiveModel:
-        """Loaded and warm; the first who asks waits for that."""
-        with self._loading:
-            return self._model
+        return {**own, **{one.name: HELP.get(one.name) or _says(one) for one in self.techniques}}
 
     def open(self, prompt: str, *, seed: int | None) -> LiveSession:
-        from fewstep.realtime import Session
-
-        if len(self._open) >= self.most:
-            raise Busy(f"There are {self.most} viewers already; try again in a while.")
-        session = Session(self.model, prompt, fps=self.entry.fps, seed=seed, on_prompt="cut")
-        live = LiveSession(session, self._judge, self._open.discard)
-        self._open.add(live)
-        return live
+        place = object()
+        with self._places:
+            if len(self._taken) >= self.most:
+                raise Busy(f"There are {self.most} viewers already; try again in a while.")
+            self._taken.add(place)  # before the session is open, which takes a while
+        try:
+            session = Session(self.shared(), prompt, fps=self.entry.fps, seed=seed, on_prompt="cut")
+        except BaseException:
+            self._taken.discard(place)
+            raise
+        return LiveSession(session, self._judge, lambda: self._taken.discard(place))
 
     def teacher(self, prompt: str, *, seed: int | None) -> Iterator[Chunk] | None:
         return None if self._teacher is None else self._clips(prompt, seed or 0)
-
-    @cached_property
-    def _model(self) -> LiveModel:
-        from fewstep.realtime import LiveModel, Session
-
-        pipe = load(self.entry.model).to(Machine.detect().device)
-        pipe.set_progress_bar_config(disable=True)
-        model = LiveModel.of(pipe, self._techniques)
-        with Session(model, self.examples[0] if self.examples else "a", paced=False) as session:
-            for _ in zip(range(WARM_UP), session, strict=False):
-                pass
-        return model
-
-    @cached_property
-    def _techniques(self) -> tuple[Technique, ...]:
-        from fewstep.techniques import Compile, Precision
-
-        machine = Machine.detect()
-        wanted = {"bf16": Precision(), "compile": Compile()}
-        return tuple(one for feature, one in wanted.items() if machine.missing(feature) is None)
 
     @cached_property
     def _teacher(self) -> Any:
         """The pipeline of the student's teacher, where it is a zoo model; None otherwise."""
         from fewstep.zoo.registry import NAMES
 
-        name = self.model.manifest.teacher
+        name = self.shared().manifest.teacher
         if name not in NAMES:
             return None
         pipe = load(f"zoo:{name}").to(Machine.detect().device)
@@ -154,9 +130,7 @@ class LiveStudio:
 class LiveSession:
     """A `Live` over a session, which watches what it shows."""
 
-    def __init__(
-        self, session: Session, judge: Callable[[str], Judge | None], closed: Callable[[LiveSession], None]
-    ) -> None:
+    def __init__(self, session: Session, judge: Callable[[str], Judge | None], closed: Callable[[], None]) -> None:
         from fewstep.zoo.moving.scenes import FRAMES
 
         self._session, self._judge, self._closed = session, judge, closed
@@ -189,7 +163,7 @@ class LiveSession:
 
     def close(self) -> None:
         self._session.close()
-        self._closed(self)
+        self._closed()
 
     def _watch(self, chunk: Chunk) -> None:
         """Let the oracle judge the newest frames now and then."""
@@ -204,11 +178,6 @@ class LiveSession:
             self._right.append(judge(np.stack(self._seen)))
 
 
-def live_entry(entries: tuple[ModelEntry, ...]) -> ModelEntry | None:
-    """The first model that makes video chunk by chunk, by its manifest; None where there is none."""
-    for entry in entries:
-        place = resolve(entry.model)
-        manifest = Manifest.read(place) if isinstance(place, Path) else None
-        if manifest is not None and manifest.causal is not None:
-            return entry
-    return None
+def _says(technique: Technique) -> str:
+    """The first line of its documentation."""
+    return (type(technique).__doc__ or technique.name).strip().splitlines()[0]

@@ -376,19 +376,23 @@ def test_a_viewer_who_shows_nothing_costs_no_memory_and_holds_nothing_up() -> No
     with served(studio, limits=Limits(window=3)) as at, over(at) as wire:
         viewer = Client(wire)
         viewer.send(**START)
-        stats = viewer.until("stats") if viewer.next()["type"] == "ready" else {}
+        viewer.until("stats")
         live, process = next(iter(studio.sessions)), psutil.Process()
         made, memory = live.made, process.memory_info().rss
         got: list[dict[str, Any]] = []
         until = time.monotonic() + 1.5
         while time.monotonic() < until:  # reads, but never says that anything was shown
+            viewer.send(type="ping")
             got.append(viewer.next())
+            time.sleep(0.01)
         assert live.made - made > 150
         assert process.memory_info().rss - memory < 25e6
-        assert len([one for one in got if one["type"] == "chunk"]) <= 3
-        stats = [one for one in got if one["type"] == "stats"][-1]
-        assert stats["viewer"]["in_flight"] == 3
-        assert stats["viewer"]["dropped"] > 100
+        kinds = [one["type"] for one in got]
+        assert kinds.count("chunk") <= 3
+        assert kinds.count("stats") <= 1  # more would pile up where a viewer is slow to read
+        last = max(one["index"] for one in got if one["type"] == "chunk")
+        viewer.send(type="shown", index=last)
+        assert viewer.until("stats")["viewer"]["dropped"] > 100
 
 
 def test_a_viewer_who_is_silent_for_too_long_is_left() -> None:

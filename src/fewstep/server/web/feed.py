@@ -71,6 +71,11 @@ class Outbox:
             self._sent.clear()
 
     @property
+    def last(self) -> int:
+        """The first frame of the newest chunk that was sent; -1 before any was."""
+        return self._last
+
+    @property
     def in_flight(self) -> int:
         return len(self._sent)
 

@@ -14,7 +14,7 @@ export const FIGURES = [
   { name: "Missed deadlines", value: (all) => all.live.missed, hint: (all) => `${all.player.late} late here, ${(all.viewer.dropped ?? 0) + all.player.skipped} dropped` },
   { name: "Steps", value: (all) => all.work.steps ?? all.live.steps, hint: (all) => `${number(all.work.denoise_ms)} ms, decoding ${number(all.work.decode_ms)}` },
   { name: "Accuracy", unit: "%", value: (all) => (typeof all.live.accuracy === "number" ? 100 * all.live.accuracy : null), hint: () => "of what was asked for" },
-  { name: "Teacher's frames a second", digits: 2, value: (all) => (all.teacher ? all.teacherFps || NaN : null), hint: (all) => `${all.teacherWork.steps ?? "–"} steps` },
+  { name: "Teacher's frames/s", digits: 2, value: (all) => (all.teacher ? all.teacherFps || NaN : null), hint: (all) => `${all.teacherWork.steps ?? "–"} steps` },
 ];
 
 export class Tile {

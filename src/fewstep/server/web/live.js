@@ -7,6 +7,7 @@ import { at, make, number, seconds, write } from "./small.js";
 
 const GRACE = 10_000; // ms of pause after which the session is given back
 const MARKED = 4000; // ms for which a new prompt's latency stands on the screen
+const PATIENCE = 3000; // ms of a start after which it is told why it takes so long
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 const page = {
@@ -197,7 +198,7 @@ function figures() {
   write(at("teacher-caption"), caption(page.teacherWork, page.teacherFps));
 }
 
-function caption(work, fps) { return fps ? `${work.steps ?? "–"} steps · ${number(fps, 1)} fps` : ""; }
+function caption(work, fps) { return fps ? `${work.steps ?? "–"} ${work.steps === 1 ? "step" : "steps"} · ${number(fps, 1)} fps` : ""; }
 
 function state(name, text, spoken) {
   at("state").dataset.state = name;
@@ -264,8 +265,11 @@ function frame(now) {
 }
 
 setInterval(() => {
-  if (link.open) { page.pinged = performance.now(); link.send({ type: "ping", id: 0 }); }
-  else if (at("state").dataset.state === "trouble" && page.until) {
+  if (link.open) {
+    page.pinged = performance.now();
+    link.send({ type: "ping", id: 0 });
+    if (page.wanted && page.session === "starting" && page.pinged - page.pending.since > PATIENCE) write(at("state-text"), "Still loading, or busy");
+  } else if (at("state").dataset.state === "trouble" && page.until) {
     const left = Math.ceil((page.until - performance.now()) / 1000);
     write(at("state-text"), left > 0 ? `Reconnecting in ${left} s` : "Reconnecting");
   }
