@@ -15,7 +15,7 @@ from fewstep.plan.machines import Cluster, Device, devices
 from fewstep.plan.read import network_of
 from fewstep.plan.traffic import Traffic
 from fewstep.plan.work import work_of
-from fewstep.techniques.parallel.layout import Layout
+from fewstep.layout import Layout
 from tests.plan.conftest import tiny
 
 ONE = Layout()

@@ -13,7 +13,7 @@ from fewstep.plan.layouts import DECODER_PARTS, alone, candidates, ranked
 from fewstep.plan.machines import cluster_of
 from fewstep.plan.read import network_of
 from fewstep.plan.work import work_of
-from fewstep.techniques.parallel.layout import Layout
+from fewstep.layout import Layout
 from tests.plan.conftest import tiny
 
 

@@ -20,7 +20,7 @@ from fewstep.plan.traffic import Traffic
 from fewstep.plan.work import BF16, Work
 
 if TYPE_CHECKING:
-    from fewstep.techniques.parallel.layout import Layout
+    from fewstep.layout import Layout
 
 LINK_SHARE = 0.7  # of a link's bandwidth that collectives reach
 MEMORY_SHARE = 0.8  # of the memory's bandwidth that passes over activations reach
@@ -206,7 +206,7 @@ def _seconds(way: str, sent: Traffic, cluster: Cluster, layout: Layout) -> float
 
 def reach(layout: Layout, way: str) -> int:
     """How many neighbouring ranks hold a group of a way of sharing: its parts times those of all inner dimensions."""
-    from fewstep.techniques.parallel.layout import DIMENSIONS
+    from fewstep.layout import DIMENSIONS
 
     if way == "vae":
         return layout.vae

@@ -13,7 +13,7 @@ from fewstep.plan.machines import Cluster
 from fewstep.plan.work import Work
 
 if TYPE_CHECKING:
-    from fewstep.techniques.parallel.layout import Layout
+    from fewstep.layout import Layout
 
 # Into how many parts a decoder is cut at most: 16 were no faster than 8 (0.85 s, 0.83 s) where it was published:
 # https://github.com/NVIDIA/TensorRT-LLM/blob/main/docs/source/blogs/tech_blog/blog25_Scaling_Video_Generation_Across_NVL72_Rack_with_TensorRT-LLM.md
@@ -26,7 +26,7 @@ def candidates(work: Work, devices: int, without: Collection[str] = ()) -> list[
     `data` divides the batch, `guidance` the branches, `ulysses` times `tensor` the heads, `tensor` the features of the
     MLP. Tokens need no even cut, only one for each part.
     """
-    from fewstep.techniques.parallel.layout import DIMENSIONS, Layout
+    from fewstep.layout import DIMENSIONS, Layout
 
     found = (Layout(**dict(zip(DIMENSIONS, parts, strict=True))) for parts in _products(devices, len(DIMENSIONS)))
     return [one for one in found if _cuts(work, one) and all(getattr(one, way) == 1 for way in without)]
@@ -66,7 +66,7 @@ def ranked(
 
 def alone(work: Work, cluster: Cluster, mode: Mode = COMPILED, *, encoders: bool = True) -> Prediction:
     """The same work on one device, whether or not it fits there: what speed-ups are counted from."""
-    from fewstep.techniques.parallel.layout import Layout
+    from fewstep.layout import Layout
 
     return predict(work, Cluster(cluster.device), Layout(), mode, encoders=encoders)
 

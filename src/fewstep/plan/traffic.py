@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fewstep.plan.work import BF16, Work
 
 if TYPE_CHECKING:
-    from fewstep.techniques.parallel.layout import Layout
+    from fewstep.layout import Layout
 
 PIXEL = 3  # values
 

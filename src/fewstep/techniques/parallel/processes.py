@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from fewstep.errors import FewstepError
-from fewstep.techniques.parallel.layout import DIMENSIONS, Layout
+from fewstep.layout import DIMENSIONS, Layout
 
 WAIT = timedelta(minutes=10)  # for a process that does not answer: the first call may compile
 REPLICAS = "replicas"

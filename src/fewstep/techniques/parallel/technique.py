@@ -22,9 +22,10 @@ from fewstep.techniques.base import Engaged, Stage, Technique, undo_all
 from fewstep.techniques.parallel.decode import SpreadDecoder
 from fewstep.techniques.parallel.exchange import Exchange
 from fewstep.techniques.parallel.guidance import Ahead, SharedGuidance, SharedSamples
-from fewstep.techniques.parallel.layout import Layout, chosen
+from fewstep.layout import Layout, chosen
 from fewstep.techniques.parallel.processes import Mesh, check_same, world
 from fewstep.techniques.parallel.sequence import SpreadDenoiser
+from fewstep.techniques.parallel.tensor import TensorDenoiser, uncuttable
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class Parallel(Technique):
         auto: choose the numbers: guidance first, then Ulysses as far as the heads go, then the ring, the decoder
             always. A recipe may say `parallel: auto`.
         data, guidance, ring, ulysses, vae: parts of each kind of work, where they are not to be chosen.
+        tensor: parts of the layers in the denoisers' blocks, which divide their heads. It is never chosen: it sends
+            most, and is for a model that is too large for one device. The parts are put together again by `remove`,
+            which all processes must call then.
     """
 
     name: ClassVar[str] = "parallel"
@@ -48,6 +52,7 @@ class Parallel(Technique):
     guidance: int = 1
     ring: int = 1
     ulysses: int = 1
+    tensor: int = 1
     vae: int = 1
 
     def faults(self) -> list[str]:
@@ -58,7 +63,7 @@ class Parallel(Technique):
     @property
     def stated(self) -> Layout:
         """Its numbers as a layout."""
-        return Layout(self.data, self.guidance, self.ring, self.ulysses, vae=self.vae)
+        return Layout(self.data, self.guidance, self.ring, self.ulysses, self.tensor, self.vae)
 
     def problems(self, model: Model, machine: Machine) -> list[str]:
         layout, processes = self._layout(model)[0], world()[1]
@@ -66,9 +71,7 @@ class Parallel(Technique):
             wanted = "several" if self.auto else layout.size
             return [f"A parallel layout needs processes: start {wanted} with torchrun --nproc-per-node."]
         if processes % layout.size:
-            return [
-                f"A parallel layout of {layout.size} processes ({layout}) does not divide the {processes} here."
-            ]
+            return [f"A parallel layout of {layout.size} processes ({layout}) does not divide the {processes} here."]
         found = [problem for name, module in model.denoisers.items() for problem in _unfit(layout, model, name, module)]
         if layout.guidance > 1 and model.manifest is not None and model.manifest.guidance_inside:
             found.append(f"{model.manifest.name} has its guidance inside, so there are no branches to share.")
@@ -119,6 +122,11 @@ def _share(
     """Hooks on one denoiser, the outermost the one that shares guidance; what they count."""
     facts: dict[str, Any] = {}
     signature = inspect.signature(module.forward)
+    if mesh.tensor is not None:
+        cut = TensorDenoiser(model, name, mesh.tensor).install()
+        undo.append(cut.remove)
+        undo.append(Hook(module, cut.call).install().remove)
+        facts["tensor"] = cut.facts
     if mesh.sequence is not None:
         exchange = Exchange(mesh.ulysses, mesh.ring, mesh.sequence)
         spread = SpreadDenoiser(name, block_lists(model, name), exchange).install()
@@ -161,6 +169,8 @@ def _heads(module: nn.Module) -> list[int]:
 
 
 def _unfit(layout: Layout, model: Model, name: str, module: nn.Module) -> list[str]:
+    if layout.tensor > 1 and (found := uncuttable(model, name, layout.tensor)):
+        return found
     if layout.sequence == 1:
         return []
     kind = type(module).__name__
@@ -169,7 +179,7 @@ def _unfit(layout: Layout, model: Model, name: str, module: nn.Module) -> list[s
         return [f"Parallel found no repeated blocks that attend in the {name} ({kind}), so no tokens to share."]
     if strange := {type(part.processor).__name__ for part in parts if attention_of(part) is None}:
         return [f"Parallel does not know how {', '.join(sorted(strange))} attends, in the {name} ({kind})."]
-    heads = min(_heads(module), default=layout.ulysses)
+    heads = min(_heads(module), default=layout.ulysses * layout.tensor) // layout.tensor
     if heads < layout.ulysses:
         return [
             f"The {heads} heads of the {name} are too few for 'ulysses' in {layout.ulysses} parts: take 'ring' too."
@@ -209,8 +219,13 @@ def _said(value: Any) -> str:
 
 
 def _idle(layout: Layout, model: Model, facts: Mapping[str, Any]) -> list[str]:
-    """What was to be shared and was not."""
+    """What was to be shared and was not, or not surely."""
+    tensor = {name: facts[name]["tensor"] for name in model.denoisers if "tensor" in facts[name]}
     return [
+        f"Parallel did not hold all kinds of blocks of the {name} in parts against the whole: some did not run."
+        for name, counts in tensor.items()
+        if counts["kinds_checked"] < counts["kinds_of_blocks"]
+    ] + [
         f"Parallel shared no {kind} of the {name}: {why}."
         for name in model.denoisers
         for kind, why in (

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.techniques.parallel.layout import Layout, chosen
+from fewstep.layout import Layout, chosen
 
 
 def test_its_size_leaves_the_decoder_out_and_its_name_what_is_not_shared() -> None:

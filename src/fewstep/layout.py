@@ -68,8 +68,6 @@ def chosen(processes: int, heads: int, guided: bool, decodes: bool) -> tuple[Lay
     rest = processes // guidance
     ulysses = max(part for part in range(1, rest + 1) if rest % part == 0 and heads % part == 0)
     layout = Layout(1, guidance, rest // ulysses, ulysses, 1, processes if decodes else 1)
-    branches = "two branches of guidance" if guided else "no second branch of guidance"
-    reasons = [f"{processes} processes and {branches}: guidance in {guidance}"]
-    reasons.append(f"the other {rest} divide the {heads} heads as far as {ulysses} (ulysses)")
-    reasons.append(f"what is left is a ring of {layout.ring}")
-    return layout, "; ".join(reasons) + f"; the decoder is shared by {layout.vae}."
+    branches = "it has two branches" if guided else "it has one branch"
+    why = f"{processes} processes: guidance in {guidance} ({branches}), and tokens in {rest}: {ulysses} of them by the "
+    return layout, why + f"{heads} heads, {layout.ring} in a ring. The decoder in {layout.vae}."

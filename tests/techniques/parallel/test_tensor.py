@@ -1,0 +1,223 @@
+"""A pipeline whose layers are cut over processes gives what it gives in one, and is put together again to the bit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fewstep.accelerate import accelerate
+from fewstep.errors import FewstepError, RecipeError
+from fewstep.models.hooks import Hook
+from fewstep.models.model import Model
+from fewstep.techniques import Parallel, Quantize
+from fewstep.techniques.parallel.processes import joined
+from fewstep.techniques.parallel.tensor import Cut, own_rotations, plan
+from tests.distill.processes import start
+from tests.models.tiny import PIPELINES, eval_
+
+FAMILIES = ("flux", "flux2", "wan", "qwen_image", "ltx", "sd3", "hunyuan_video", "flux_true_cfg")
+GUIDED = ("wan", "ltx", "sd3", "flux_true_cfg")
+NEAR = 1e-4
+TWO = Parallel(tensor=2)
+FOUR = (Parallel(tensor=2, guidance=2), Parallel(tensor=2, ulysses=2))
+
+
+def tiny(name: str, **config: Any) -> tuple[Any, dict[str, Any]]:
+    """One of the tiny pipelines, with four heads, so that two processes share them and two more the rest."""
+    pipe, call = PIPELINES[name]()
+    pipe.set_progress_bar_config(disable=True)
+    torch.manual_seed(1)
+    config = {**pipe.transformer.config, "num_attention_heads": 4, **config}
+    pipe.transformer = eval_(type(pipe.transformer).from_config(config))
+    return pipe, {**call, "num_inference_steps": 2, "output_type": "latent"}
+
+
+def output(pipe: Any, call: dict[str, Any], samples: int = 1) -> Tensor:
+    """Latents of one prompt, or of two different ones."""
+    if samples == 2:
+        call = {k: torch.cat([v, v.roll(1, -1)]) if isinstance(v, Tensor) else v for k, v in call.items()}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made: Tensor = pipe(**call, generator=torch.Generator().manual_seed(5))[0]
+    return made
+
+
+def same(got: Tensor, whole: Tensor) -> bool:
+    return float((got - whole).abs().max()) <= NEAR * max(1.0, float(whole.abs().max()))
+
+
+def check(name: str, parallel: Parallel) -> None:
+    if parallel.guidance > 1 and name not in GUIDED:
+        return
+    pipe, call = tiny(name)
+    before = {name: value.clone() for name, value in pipe.transformer.state_dict().items()}
+    plain = {samples: output(pipe, call, samples) for samples in (1, 2)}
+    fast = accelerate(pipe, parallel)
+    facts = fast.engaged[0].facts["transformer"]["tensor"]
+    # The first call checks on the way, and the second one does not.
+    assert [same(output(fast, call, samples), plain[samples]) for samples in (1, 1, 2)] == [True] * 3, (name, parallel)
+    assert facts["kinds_checked"] == facts["kinds_of_blocks"] > 0, name
+    assert facts["bytes_sent"] > 0
+    assert set(facts["whole"].values()) <= {"sets scale and shift"}, (name, facts["whole"])
+    blocks = Model(pipe).blocks("transformer")
+    now = {f"{block.path}.{path}": value for block in blocks for path, value in block.module.named_parameters()}
+    whole = sum(value.nbytes for path, value in now.items() if value.shape == before[path].shape)
+    assert facts["bytes_after"] == sum(value.untyped_storage().nbytes() for value in now.values())  # what is held
+    assert facts["bytes_after"] - whole == (facts["bytes_before"] - whole) / parallel.tensor > 0, name
+    fast.remove()
+    after = pipe.transformer.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[path], value) for path, value in before.items()), name
+    assert torch.equal(output(pipe, call), plain[1]), name
+
+
+def all_families(layouts: tuple[Parallel, ...], families: tuple[str, ...] = FAMILIES) -> Callable[[int], None]:
+    def work(rank: int) -> None:
+        with joined():
+            for name in families:
+                for parallel in layouts:
+                    check(name, parallel)
+
+    return work
+
+
+def test_two_processes_give_what_one_does() -> None:
+    start(all_families((TWO,)), 2, 900)
+
+
+def test_four_processes_cut_layers_and_share_guidance_or_tokens() -> None:
+    start(all_families(FOUR, ("wan", "sd3")), 4, 900)
+
+
+@pytest.mark.slow
+def test_four_processes_do_so_in_every_family() -> None:
+    start(all_families((*FOUR, Parallel(tensor=2, ring=2), Parallel(tensor=2, data=2), Parallel(tensor=4))), 4, 1800)
+
+
+def _compiled(rank: int) -> None:
+    """Two blocks with norms and rotations over all heads are one graph without a break, checked as the eager ones."""
+    with joined():
+        pipe, call = tiny("ltx", num_layers=2)
+        plain = output(pipe, call)
+        fast = accelerate(pipe, TWO)
+        graphs: list[torch.fx.GraphModule] = []
+
+        def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+            graphs.append(graph)
+            return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+        blocks = [block.module for block in Model(pipe).blocks("transformer")]
+        compiled: Any = torch.compile(type(blocks[0]).forward, backend=backend, fullgraph=True)
+        hooks = [Hook(block, partial(_through, compiled, block)).install() for block in blocks]
+        assert same(output(fast, call), plain)
+        assert len(graphs) == 1
+        assert same(output(fast, call), plain)
+        assert len(graphs) == 1
+        for hook in hooks:
+            hook.remove()
+        fast.remove()
+        assert torch.equal(output(pipe, call), plain)
+
+
+def _through(compiled: Callable[..., Any], block: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
+    return compiled(block, *args, **kwargs)
+
+
+def test_compiled_blocks_stay_one_graph() -> None:
+    start(_compiled, 2, 900)
+
+
+def _refused(rank: int) -> None:
+    with joined():
+        odd, _ = PIPELINES["qwen_image"]()
+        with pytest.raises(RecipeError, match=r"The 3 heads of the transformer can't be shared by 2 \(tensor\)"):
+            accelerate(odd, TWO)
+        wan, call = tiny("wan")
+        quantized = [Quantize(emulate=True, min_features=8), TWO]
+        with pytest.raises(
+            FewstepError, match=r"can't cut the blocks\.0\.attn1\.to_q .* is a EmulatedLinear, not a plain"
+        ):
+            accelerate(wan, quantized)
+        block = wan.transformer.blocks[0]
+        block.attn2.to_q.weight = block.attn1.to_q.weight
+        with pytest.raises(RecipeError, match="whose weight another layer has, too"):
+            accelerate(wan, TWO)
+
+        pipe, call = tiny("sd3")
+        fast = accelerate(pipe, TWO)
+        with torch.no_grad():  # a part that is not the whole's
+            pipe.transformer.transformer_blocks[0].attn.heads = 1
+        with pytest.raises(
+            FewstepError, match="The JointTransformerBlock of the transformer gives something else in parts"
+        ):
+            output(fast, call)
+        fast.remove()
+
+        mochi, call = PIPELINES["mochi"]()  # whose rotations are each head's own
+        mochi.set_progress_bar_config(disable=True)
+        whole = mochi.transformer.transformer_blocks[0].attn1.to_q.weight.clone()
+        fast = accelerate(mochi, TWO)
+        with pytest.raises(FewstepError, match=r"The MochiTransformerBlock .* does not run on a part of its features"):
+            output(fast, {**call, "num_inference_steps": 2, "output_type": "latent"})
+        fast.remove()
+        assert torch.equal(mochi.transformer.transformer_blocks[0].attn1.to_q.weight, whole)
+
+
+def test_what_can_not_be_cut_is_refused_by_name() -> None:
+    start(_refused, 2, 900)
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.integers(1, 4), st.sampled_from([0, 1]))
+def test_the_parts_of_a_cut_are_of_each_stretch_and_make_the_whole(lengths: list[int], parts: int, axis: int) -> None:
+    cut = Cut("layer", axis, tuple(length * parts for length in lengths))
+    weight = torch.arange(3 * sum(cut.stretches)).reshape(-1, 3)
+    weight = weight.T if axis else weight
+    own = [cut.own(weight, rank, parts) for rank in range(parts)]
+    assert len({part.shape for part in own}) == 1
+    # Of each stretch the first process has the start, and all of them together have everything once.
+    starts = [sum(cut.stretches[:i]) for i in range(len(lengths))]
+    first = torch.cat([weight.narrow(axis, s, n) for s, n in zip(starts, lengths, strict=True)], axis)
+    assert torch.equal(own[0], first)
+    assert torch.equal(torch.cat(own).flatten().sort().values, weight.flatten().sort().values)
+
+
+def test_what_a_block_does_not_explain_stays_whole_and_says_why() -> None:
+    def whole(name: str, parts: int = 2) -> dict[str, str]:
+        model = Model(PIPELINES[name]()[0])
+        block = model.blocks("transformer")[0].module
+        return dict(plan(block, parts, model.family("transformer").keep).whole)
+
+    assert whole("sana") == dict.fromkeys(
+        ("ff.conv_inverted", "ff.conv_depth", "ff.conv_point"), "what it is for is not known"
+    )
+    assert whole("z_image")["feed_forward.w2"] == "its 85 features can't be shared by 2"
+    assert whole("flux")["norm1.linear"] == "sets scale and shift"
+    block = PIPELINES["wan"]()[0].transformer.blocks[0]
+    block.attn1.norm_q = nn.LayerNorm(24)
+    block.attn2.to_gate = nn.Linear(24, 2)
+    left = plan(block, 2, ()).whole
+    assert ("attn1.to_q", "its norm_q is a LayerNorm of all heads") in left
+    assert ("attn2.to_out.0", "it has to_gate, which is not known") in left
+
+
+def test_rotations_over_all_heads_are_cut_and_others_are_not() -> None:
+    wide, narrow = torch.arange(8.0).reshape(1, 8), torch.ones(1, 4)
+    hook = own_rotations(8, 1, 2)
+    assert hook is own_rotations(8, 1, 2)
+    _, given = hook(nn.Identity(), (), {"rotary_emb": (wide, narrow), "hidden_states": wide})
+    assert torch.equal(given["rotary_emb"][0], wide[:, 4:])
+    assert given["rotary_emb"][1] is narrow
+    assert given["hidden_states"] is wide
+
+
+def test_one_process_is_not_enough() -> None:
+    with pytest.raises(RecipeError, match="start 2 with torchrun"):
+        accelerate(PIPELINES["wan"]()[0], TWO)
