@@ -23,11 +23,11 @@ from typing import Any
 import yaml
 
 from fewstep.bench import results
+from fewstep.layout import Layout
 from fewstep.plan.cost import COMPILED, EAGER, predict
 from fewstep.plan.machines import Cluster, devices
 from fewstep.plan.read import network_of
 from fewstep.plan.work import work_of
-from fewstep.techniques.parallel.layout import Layout
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 PARTS = {"call": "seconds", "denoising": "denoising", "decoding": "decoding"}

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fewstep.layout import Layout
 from fewstep.plan import traffic
 from fewstep.plan.cost import COMPILED, EAGER, KERNEL, decoding, encoding, memory, predict, reach
 from fewstep.plan.layouts import candidates
@@ -15,7 +16,6 @@ from fewstep.plan.machines import Cluster, Device, devices
 from fewstep.plan.read import network_of
 from fewstep.plan.traffic import Traffic
 from fewstep.plan.work import work_of
-from fewstep.layout import Layout
 from tests.plan.conftest import tiny
 
 ONE = Layout()

@@ -7,13 +7,13 @@ from itertools import product
 import pytest
 
 from fewstep.errors import InputError
+from fewstep.layout import Layout
 from fewstep.plan.cost import EAGER
 from fewstep.plan.explain import explain, gb, seconds
 from fewstep.plan.layouts import DECODER_PARTS, alone, candidates, ranked
 from fewstep.plan.machines import cluster_of
 from fewstep.plan.read import network_of
 from fewstep.plan.work import work_of
-from fewstep.layout import Layout
 from tests.plan.conftest import tiny
 
 

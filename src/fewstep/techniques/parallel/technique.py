@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.calibrate.steps import Requests
+from fewstep.layout import Layout, chosen
 from fewstep.machine import Machine
 from fewstep.models.dispatch import attention_of, attentions
 from fewstep.models.hooks import Hook
@@ -22,7 +23,6 @@ from fewstep.techniques.base import Engaged, Stage, Technique, undo_all
 from fewstep.techniques.parallel.decode import SpreadDecoder
 from fewstep.techniques.parallel.exchange import Exchange
 from fewstep.techniques.parallel.guidance import Ahead, SharedGuidance, SharedSamples
-from fewstep.layout import Layout, chosen
 from fewstep.techniques.parallel.processes import Mesh, check_same, world
 from fewstep.techniques.parallel.sequence import SpreadDenoiser
 from fewstep.techniques.parallel.tensor import TensorDenoiser, uncuttable
