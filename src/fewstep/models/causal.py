@@ -172,8 +172,32 @@ class Beside(Masked):
     """A clip twice: see `Causal.beside`."""
 
     def attend(self, slot: Slot, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, run: Run) -> Tensor:
-        seen = _mask(self.chunks, self.clip.frames // 2, self.clip.tokens, twice=True).to(query.device)
-        return run(query, key, value, seen)
+        if self.chunks.window is None or self.chunks.sink:
+            seen = _mask(self.chunks, self.clip.frames // 2, self.clip.tokens, twice=True).to(query.device)
+            return run(query, key, value, seen)
+        # Chunk by chunk, each with its own window: of a long clip most is far away.
+        size = self.chunks.size * self.clip.tokens
+        past = self.chunks.window // self.chunks.size - 1
+        keys, values = (with_past(x, size, past) for x in (key, value))
+        answers = run(query.reshape(-1, size, *query.shape[2:]), keys, values, _open(query, size, past))
+        return answers.reshape(query.shape)
+
+
+def with_past(x: Tensor, size: int, past: int) -> Tensor:
+    """Keys of a clip twice, (batch, tokens, heads, features), in chunks of `size` tokens, as each chunk sees them: so
+    many chunks of the first copy before it, zeros where there are none, and itself, (batch · chunks, tokens, …)."""
+    first, second = (half.reshape(len(x), -1, size, *x.shape[2:]) for half in x.chunk(2, 1))
+    chunks = first.shape[1]
+    padded = torch.cat([first.new_zeros(len(x), past, *first.shape[2:]), first], 1)
+    before = [padded[:, i : i + chunks] for i in range(past)]
+    return torch.cat([torch.cat([*before, own], 2) for own in (first, second)], 1).flatten(0, 1)
+
+
+def _open(query: Tensor, size: int, past: int) -> Tensor:
+    """Which of these keys are there: (batch · chunks, 1, 1, keys)."""
+    chunks = query.shape[1] // size // 2
+    there = torch.arange(chunks)[:, None] + torch.arange(past + 1)[None] >= past
+    return there.repeat_interleave(size, 1).repeat(2 * len(query), 1)[:, None, None].to(query.device)
 
 
 @lru_cache(maxsize=8)

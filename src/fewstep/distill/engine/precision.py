@@ -49,8 +49,9 @@ def compiled(modules: Iterable[nn.Module], wanted: bool = True) -> Iterator[None
     for module in modules:
         module.compile()
     try:
-        # Students and teachers are of one class, whose versions are counted together; past the limit they run slow.
-        with torch._dynamo.config.patch(recompile_limit=VERSIONS), sound_cache():
+        # Students and teachers are of one class, whose versions are counted together; past the limit they run slow. A
+        # training has few shapes: a graph for each is found sooner, and is faster, than one for all.
+        with torch._dynamo.config.patch(recompile_limit=VERSIONS, automatic_dynamic_shapes=False), sound_cache():
             yield
     finally:
         for module in modules:
