@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from fewstep import __version__
-from fewstep.cli import bench, calibrate, checkpoints, demo, distill, doctor, generate, recipe, serve, zoo
+from fewstep.cli import batch, bench, calibrate, checkpoints, demo, distill, doctor, generate, plan, recipe, serve, zoo
 from fewstep.cli.quiet import quiet
 from fewstep.cli.show import note
 from fewstep.errors import FewstepError
@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
+app.command("batch")(batch.batch)
 app.command("bench")(bench.bench)
 app.add_typer(distill.app, name="distill")
 app.command("calibrate")(calibrate.calibrate)
@@ -42,6 +43,7 @@ app.add_typer(recipe.app, name="recipe")
 app.add_typer(zoo.app, name="zoo")
 app.command("serve")(serve.serve)
 app.add_typer(serve.keys_app, name="keys")
+app.add_typer(plan.app, name="plan")
 app.command("doctor")(doctor.doctor)
 
 
