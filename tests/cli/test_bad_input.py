@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from PIL.Image import Image
 
 from fewstep.machine import Machine
 from tests.cli.conftest import Fewstep
@@ -110,11 +108,11 @@ def test_a_weight_file_that_is_cut_short(fewstep: Fewstep, model: Path, out: Pat
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_a_full_disk(fewstep: Fewstep, model: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def save(image: Image, path: Path, **_: Any) -> None:
+    def write_bytes(path: Path, data: bytes) -> None:
         with open("/dev/full", "wb") as full:  # the kernel's own error, as a full disk gives it
-            full.write(image.tobytes())
+            full.write(data)
 
-    monkeypatch.setattr(Image, "save", save)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
     sentence = fewstep("generate", model, "a red ring", "-o", out).refusal
     assert "the disk is full" in sentence
     assert str(out) in sentence
