@@ -101,7 +101,7 @@ class Arguments:
     def __init__(self, pipe: Any) -> None:
         self.name, self.known = type(pipe).__name__, inspect.signature(pipe.__call__).parameters
         self.model = Model(pipe)
-        self.guidance = self._guidance()
+        self.guidance = self.model.guidance_argument
 
     def of(self, line: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments for a line's `steps`, `guidance`, `width`, `height`, `frames`, `negative_prompt`.
@@ -116,9 +116,3 @@ class Arguments:
         if "true_cfg_scale" in call and effective_call(self.model, call).get("negative_prompt") is None:
             call["negative_prompt"] = ""  # without a second prompt this scale does nothing
         return call
-
-    def _guidance(self) -> str | None:
-        """The argument that says how closely the prompt is followed."""
-        embedded = any(getattr(part.config, "guidance_embeds", False) for part in self.model.denoisers.values())
-        order = ("guidance_scale", "true_cfg_scale") if embedded else ("true_cfg_scale", "guidance_scale")
-        return next((name for name in order if name in self.known), None)

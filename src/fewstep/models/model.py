@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -44,6 +45,14 @@ class Model:
     @property
     def manifest(self) -> Manifest | None:
         return manifest_of(self.pipe)
+
+    @property
+    def guidance_argument(self) -> str | None:
+        """The argument of the pipeline's call that says how closely the prompt is followed; None: it has none."""
+        takes = inspect.signature(self.pipe.__call__).parameters
+        embedded = any(getattr(part.config, "guidance_embeds", False) for part in self.denoisers.values())
+        order = ("guidance_scale", "true_cfg_scale") if embedded else ("true_cfg_scale", "guidance_scale")
+        return next((name for name in order if name in takes), None)
 
     def blocks(self, name: str) -> list[Block]:
         """The repeated blocks of the denoiser called `name`, in the order of its module tree."""

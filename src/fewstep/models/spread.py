@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from fewstep.errors import FewstepError
 from fewstep.models.gateway import Run, Slot
 from fewstep.models.passes import Counting, Layout, Sequences, Taken, take
 from fewstep.models.streams import BlockList, arguments, hidden_name, unpack, with_streams
@@ -50,6 +52,9 @@ class Links(Protocol):
         """
 
 
+Rows = tuple[Tensor, ...]  # of a sequence, those of each part
+
+
 @dataclass(frozen=True)
 class Cut:
     """Which rows of a sequence each of so many parts has: a stretch of the picture's tokens and one of the text's, as
@@ -59,15 +64,25 @@ class Cut:
     parts: int
     device: torch.device
 
-    def words(self, part: int, text: int) -> Tensor:
+    def words(self, text: int) -> Rows:
         """Of the text alone."""
-        return torch.arange(text, device=self.device).tensor_split(self.parts)[part]
+        return _words(self, text)
 
-    def rows(self, part: int, length: int, first: bool) -> Tensor:
+    def rows(self, length: int, first: bool) -> Rows:
         """Of a sequence of `length` in which the picture stands `first`, else last."""
-        text = length - self.tokens
-        picture, words = self.words(part, self.tokens), self.words(part, text)
-        return torch.cat([picture, self.tokens + words] if first else [words, text + picture])
+        return _rows(self, length, first)
+
+
+@lru_cache(maxsize=64)  # every attention of every step asks
+def _words(cut: Cut, text: int) -> Rows:
+    return torch.arange(text, device=cut.device).tensor_split(cut.parts)
+
+
+@lru_cache(maxsize=64)
+def _rows(cut: Cut, length: int, first: bool) -> Rows:
+    text = length - cut.tokens
+    pairs = zip(_words(cut, cut.tokens), _words(cut, text), strict=True)
+    return tuple(torch.cat([own, cut.tokens + word] if first else [word, text + own]) for own, word in pairs)
 
 
 @dataclass(frozen=True)
@@ -103,9 +118,9 @@ class Spread(Counting):
             return run(query, key, value, mask)
         assert self.cut is not None
         text = self.entered[one].text + self.entered[one].hidden - self.cut.tokens
-        keys = self._rows(self.cut.tokens + text if call in self.joint[one] else self.cut.tokens, first)
+        keys = self.cut.rows(self.cut.tokens + text if call in self.joint[one] else self.cut.tokens, first)
         same = query.shape[1] == key.shape[1]
-        queries = keys if same else self._rows(self.cut.tokens, first)
+        queries = keys if same else self.cut.rows(self.cut.tokens, first)
         return self.links.attend(query, key, value, mask, run, queries, keys)
 
     def block(self, one: BlockList, index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -115,7 +130,7 @@ class Spread(Counting):
                 streams["hidden"].shape[1], streams["encoder"].shape[1] if "encoder" in streams else 0
             )
             if self.cut is None:
-                self.cut = Cut(streams["hidden"].shape[1], self.links.parts, streams["hidden"].device)
+                self.cut = self._cut(streams["hidden"])
         sequences, names = self._sequences(one), {id(value): name for name, value in given.items()}
         own = {"hidden": hidden_name(given), "encoder": "encoder_hidden_states"}
         passed = {own[stream] for stream in streams}
@@ -129,34 +144,32 @@ class Spread(Counting):
         output = forward(*map(part, args), **{name: part(value) for name, value in kwargs.items()})
         if index < len(one.modules) - 1:
             return output
-        rows = {"hidden": self._rows(self.entered[one.path].hidden, self.layouts[one.path].hidden_first)}
-        rows["encoder"] = self._words(self.entered[one.path].text)
+        assert self.cut is not None
+        rows = {"hidden": self.cut.rows(self.entered[one.path].hidden, self.layouts[one.path].hidden_first)}
+        rows["encoder"] = self.cut.words(self.entered[one.path].text)
         parts = unpack(output, one.outputs[index])
         whole = {name: self._gathered(stream, rows[name]) for name, stream in parts.items()}
         return with_streams(output, one.outputs[index], whole)
-
-    def _rows(self, length: int, first: bool) -> list[Tensor]:
-        """Of each part, in a sequence with the picture in it."""
-        assert self.cut is not None
-        return [self.cut.rows(part, length, first) for part in range(self.cut.parts)]
-
-    def _words(self, length: int) -> list[Tensor]:
-        assert self.cut is not None
-        return [self.cut.words(part, length) for part in range(self.cut.parts)]
 
     def _sequences(self, one: BlockList) -> Sequences:
         """Of those that a block may be given something for."""
         assert self.cut is not None
         entered, layout = self.entered[one.path], self.layouts[one.path]
-        joint = self._rows(entered.hidden + entered.text, next(iter(layout.keys_first.values())))
+        joint = self.cut.rows(entered.hidden + entered.text, next(iter(layout.keys_first.values())))
         parts = {
-            entered.text: self._words(entered.text),
+            entered.text: self.cut.words(entered.text),
             entered.hidden + entered.text: joint,
-            self.cut.tokens: self._rows(self.cut.tokens, True),
-            entered.hidden: self._rows(entered.hidden, layout.hidden_first),
+            self.cut.tokens: self.cut.rows(self.cut.tokens, True),
+            entered.hidden: self.cut.rows(entered.hidden, layout.hidden_first),
         }
         return {length: rows[self.links.part][None] for length, rows in parts.items() if length}
 
-    def _gathered(self, part: Tensor, rows: list[Tensor]) -> Tensor:
+    def _cut(self, picture: Tensor) -> Cut:
+        tokens, parts = picture.shape[1], self.links.parts
+        if tokens < parts:
+            raise FewstepError(f"{tokens} tokens can't be spread over {parts} processes.")
+        return Cut(tokens, parts, picture.device)
+
+    def _gathered(self, part: Tensor, rows: Rows) -> Tensor:
         whole = self.links.gather(part, [len(own) for own in rows])
         return whole.index_select(1, torch.cat(rows).argsort())

@@ -58,7 +58,7 @@ def facts_of(pipe: Any, call: Mapping[str, Any], recipes: Mapping[str, tuple[str
         multiple=_multiple(pipe),
         frames=int(defaults["num_frames"]) if kind == "video" else None,
         frame_step=_first(pipe, TIME, 4),
-        guidance=_guidance(pipe, parameters),
+        guidance=None if manifest and manifest.guidance_inside else Model(pipe).guidance_argument,
         edits=_edits(pipe) if kind == "image" else frozenset(),
         starts_from="image" in parameters,
         recipes=recipes,
@@ -88,15 +88,6 @@ def _multiple(pipe: Any) -> int:
     sides = [patch[-1] if isinstance(patch, list | tuple) else patch for patch in patches]
     packed = 2 if hasattr(pipe, "_pack_latents") else 1  # Flux and its kin make one token of 2×2 latents
     return math.lcm(PIXELS, _first(pipe, SPACE, 8) * max([packed, *(int(side or 1) for side in sides)]))
-
-
-def _guidance(pipe: Any, parameters: Mapping[str, Any]) -> str | None:
-    manifest = manifest_of(pipe)
-    if manifest and manifest.guidance_inside:
-        return None
-    embedded = any(getattr(m.config, "guidance_embeds", False) for m in Model(pipe).denoisers.values())
-    order = ("guidance_scale", "true_cfg_scale") if embedded else ("true_cfg_scale", "guidance_scale")
-    return next((name for name in order if name in parameters), None)
 
 
 def _edits(pipe: Any) -> frozenset[str]:

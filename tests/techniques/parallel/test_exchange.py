@@ -56,7 +56,6 @@ def test_a_mask_is_cut_by_rows_and_columns() -> None:
     assert cut_mask(full, own, rows, 6, 6).tolist() == [[[[18, 23], [24, 29]]]]
     keys = torch.arange(12).view(2, 6)
     assert cut_mask(keys, own, rows, 6, 6).tolist() == [[[[0, 5]]], [[[6, 11]]]]
-    assert cut_mask(None, own, rows, 6, 6) is None
 
 
 def test_shares_are_even_and_whole() -> None:

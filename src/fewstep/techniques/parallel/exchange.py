@@ -62,13 +62,16 @@ class Exchange:
         asking, answering = ([len(rows) for rows in every[near]] for every in (queries, keys))
         q = self._to_heads(query, asking)
         k, v = self._to_heads(key, answering), self._to_heads(value, answering)
-        own = torch.cat(list(queries[near]))
-        rings = [torch.cat(list(keys[i * width : (i + 1) * width])) for i in range(size_of(self.ring))]
+        rings = [keys[i * width : (i + 1) * width] for i in range(size_of(self.ring))]
+        masks: list[Tensor | None] = [None] * len(rings)
+        if mask is not None:
+            lengths = [sum(map(len, every)) for every in (queries, keys)]
+            own = torch.cat(list(queries[near]))
+            masks = [cut_mask(mask, own, torch.cat(list(rows)), *lengths) for rows in rings]
         if self.ring is None:
-            out = run(q, k, v, cut_mask(mask, own, rings[0], query_length(queries), query_length(keys)))
+            out = run(q, k, v, masks[0])
         else:
-            lengths = query_length(queries), query_length(keys)
-            out = self._around(q, k, v, run, [cut_mask(mask, own, rows, *lengths) for rows in rings], rings)
+            out = self._around(q, k, v, run, masks, [sum(map(len, rows)) for rows in rings])
         return self._to_tokens(out, asking, query.shape[2])
 
     def _to_heads(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -102,10 +105,10 @@ class Exchange:
         return [part.view(shape) for part, shape in zip(torch.split(got, sizes), shapes, strict=True)]
 
     def _around(
-        self, q: Tensor, k: Tensor, v: Tensor, run: Run, masks: Sequence[Tensor | None], rows: Sequence[Tensor]
+        self, q: Tensor, k: Tensor, v: Tensor, run: Run, masks: Sequence[Tensor | None], lengths: Sequence[int]
     ) -> Tensor:
-        """Attention to one process's keys after the other's (arXiv 2310.01889): while one part is computed, the next
-        one is on its way."""
+        """Attention to one process's keys, of these lengths, after the other's (arXiv 2310.01889): while one part is
+        computed, the next one is on its way."""
         size, place = size_of(self.ring), rank_in(self.ring)
         after, before = (dist.get_global_rank(self.ring, (place + step) % size) for step in (1, -1))
         whole: tuple[Tensor, Tensor] | None = None
@@ -113,7 +116,7 @@ class Exchange:
         for step in range(size):
             source, waiting = (place - step) % size, []
             if step < size - 1:
-                coming = pair.new_empty(2, len(k), len(rows[(source - 1) % size]), *k.shape[2:])
+                coming = pair.new_empty(2, len(k), lengths[(source - 1) % size], *k.shape[2:])
                 ends = dist.P2POp(dist.isend, pair, after, self.ring), dist.P2POp(dist.irecv, coming, before, self.ring)
                 waiting = dist.batch_isend_irecv(list(ends))
                 self.sent["ring"] += pair.nbytes
@@ -156,16 +159,9 @@ def attention_with_lse(
     return out.transpose(1, 2).float(), lse.transpose(1, 2).float()
 
 
-def cut_mask(mask: Tensor | None, queries: Tensor, keys: Tensor, asking: int, answering: int) -> Tensor | None:
+def cut_mask(mask: Tensor, queries: Tensor, keys: Tensor, asking: int, answering: int) -> Tensor:
     """These rows and columns of a mask over whole sequences of so many tokens: (…, queries or 1, keys)."""
-    if mask is None:
-        return None
     if mask.ndim == 2 and mask.shape != (asking, answering):  # (batch, keys), the same for all queries
         mask = mask[:, None, None, :]
     mask = mask.index_select(-1, keys)
     return mask.index_select(-2, queries) if mask.shape[-2] == asking > 1 else mask
-
-
-def query_length(rows: Sequence[Tensor]) -> int:
-    """Of the whole sequence whose rows these are."""
-    return sum(len(part) for part in rows)

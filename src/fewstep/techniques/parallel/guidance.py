@@ -38,7 +38,7 @@ class Ahead:
     output: Any = None
     prediction: Tensor | None = None
     step: int = -1
-    given: Mapping[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
 
 
 class SharedSamples:
@@ -89,7 +89,7 @@ class SharedGuidance:
         place = self._requests.place(self._name, given)
         branches, state = self._requests.branches(self._name), place.branch.state
         anew = {name: value for name, value in given.items() if name in EVERY_STEP}
-        if state.prediction is not None and state.step == place.step.index and same(dict(state.given), anew):
+        if state.prediction is not None and state.step == place.step.index and same(state.given, anew):
             prediction, state.prediction = state.prediction, None
             return with_first(state.output, prediction)
         if len(branches) > 1 and all(one.state.output is not None for one in branches):
@@ -101,7 +101,7 @@ class SharedGuidance:
         state.output = self._samples.call(forward, *args, **kwargs)
         return state.output
 
-    def _run(self, forward: Forward, anew: Mapping[str, Any], branches: list[Branch[Ahead]], step: int) -> None:
+    def _run(self, forward: Forward, anew: dict[str, Any], branches: list[Branch[Ahead]], step: int) -> None:
         """Every branch's prediction at this step, each computed by one process."""
         size, rank = size_of(self._group), rank_in(self._group)
         for i, branch in enumerate(branches):

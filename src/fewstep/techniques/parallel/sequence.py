@@ -85,10 +85,6 @@ class SpreadDenoiser:
             if keys.shape[1] > tokens:
                 self._joint[block.rpartition(".")[0]].add((within, call))
         kept.clear()
-        if tokens < self._exchange.parts:
-            raise FewstepError(
-                f"The {tokens} tokens of the {self._name} can't be spread over {self._exchange.parts} processes."
-            )
         try:
             parts = self._sparse.through(run, self._pass())
         except (RuntimeError, ValueError, IndexError) as error:

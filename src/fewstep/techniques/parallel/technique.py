@@ -152,14 +152,14 @@ def guides(model: Model) -> bool:
     manifest = model.manifest
     if manifest is not None and manifest.guidance_inside:
         return False
-    takes = inspect.signature(type(model.pipe).__call__).parameters
-    scale = "true_cfg_scale" if "true_cfg_scale" in takes else "guidance_scale"
-    if scale not in takes or any(getattr(m, "config", {}).get("guidance_embeds") for m in model.denoisers.values()):
+    scale = model.guidance_argument
+    embedded = any(getattr(module.config, "guidance_embeds", False) for module in model.denoisers.values())
+    if scale is None or embedded:
         return False
     call = dict(manifest.call) if manifest else {}
     if scale == "true_cfg_scale" and call.get("negative_prompt") is None:  # these guide by a negative prompt alone
         return False
-    value = call.get(scale, takes[scale].default)
+    value = call.get(scale, inspect.signature(model.pipe.__call__).parameters[scale].default)
     return isinstance(value, int | float) and value > 1
 
 
