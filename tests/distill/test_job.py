@@ -45,7 +45,8 @@ def test_a_tasks_prompts_are_asked_of_the_caller():
 
 
 def test_a_tasks_data_is_drawn_by_the_caller():
-    values = {**LEAST, "data": "task:moving-shapes", "samples": 20, "seed": 3, "frames": 25}
+    live = {"method": "causal_kd", "window": 3}
+    values = {**LEAST, **live, "data": "task:moving-shapes", "samples": 20, "seed": 3, "frames": 25}
     job = read_job(values, drawn=Drawn)
     assert job.data == Drawn("moving-shapes", 20, 3, 25)
     assert job.facts()["data"] == {"task": "moving-shapes", "samples": 20, "seed": 3, "frames": 25}
@@ -63,6 +64,8 @@ def test_a_tasks_data_is_drawn_by_the_caller():
     [
         ({"stesp": 4}, "unknown key 'stesp'; known are prompts, out,"),
         ({"steps": 0}, "'steps' of distillation must be at least 1"),
+        ({"data": "clips"}, "'data' of distillation must be left out: prompts are given, and no method takes it"),
+        ({"frames": 25}, "'frames' of distillation must be left out where there is no data"),
         ({"steps": "four"}, "'steps' of The configuration must be a whole number"),
         ({"steps": 2.5}, "'steps' of The configuration must be a whole number"),
         ({"kept_steps": 6}, "'kept_steps' of distillation must be a multiple of 4"),

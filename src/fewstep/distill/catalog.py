@@ -36,6 +36,7 @@ class Card:
         least_batch: an effective batch below this gives noisy students; a run that has less is told so.
         two_times: the student is told how long its step is.
         jvp: it takes a derivative along the path, by forward mode or a difference.
+        with_data: it takes teacher paths, and data beside them.
         video: its students are causal, of video transformers alone.
         when: the case to take it in.
     """
@@ -54,6 +55,7 @@ class Card:
     least_batch: int = 32
     two_times: bool = False
     jvp: bool = False
+    with_data: bool = False
     video: bool = False
 
     @property
@@ -281,6 +283,7 @@ CATALOG: dict[str, Card] = {
         networks=1,
         cost=3,
         when="The first rung of live video: the student makes a video chunk by chunk, from the past alone.",
+        with_data=True,
         video=True,
     ),
     "self_forcing": Card(

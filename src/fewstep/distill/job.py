@@ -181,6 +181,11 @@ class Job:
             "steps": (self.steps >= 1, "at least 1"),
             "columns": (set(self.columns) <= {"image", "caption", "split"}, "of image, caption and split"),
             "ladder": (len(self.ladder) >= 1, "one rung or more"),
+            "data": (
+                self._takes_data,
+                "left out: prompts are given, and no method takes it",
+            ),
+            "frames": (self.frames is None or self.data is not None, "left out where there is no data"),
             "samples": (self.samples >= 1, "at least 1"),
             "rank": (self.rank >= 1, "at least 1"),
             "check_every": (self.check_every >= 0, "0 or more"),
@@ -198,6 +203,12 @@ class Job:
                 raise InputError(bad_value(name, "distillation", rule, getattr(self, name)))
         for rung in self.rungs:
             self._check(rung)
+
+    @property
+    def _takes_data(self) -> bool:
+        cards = [rung.card for rung in self.ladder]
+        no_use = self.data is not None and bool(self.prompts)  # else its captions are the prompts
+        return not no_use or any(card.needs != "paths" or card.with_data for card in cards)
 
     def _check(self, rung: Rung) -> None:
         assert rung.steps is not None

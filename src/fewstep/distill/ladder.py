@@ -214,7 +214,7 @@ class Ladder:
 
     def _data(self, rung: Rung, sources: Mapping[Content, PathSet]) -> Callable[[torch.Generator], PathBatch] | None:
         """Batches of real data beside a rung's teacher paths."""
-        if self.domain.data is None or rung.card.needs != "paths":
+        if self.domain.data is None or not rung.card.with_data:
             return None
         data = sources["latents"]
         batches = data.batches(rung.batch, self.job.seed, device_of(self.domain.teacher.module))

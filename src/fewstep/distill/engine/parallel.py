@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError, InputError, MachineError, bad_value
+from fewstep.techniques.parallel.processes import own_device, talking
 
 Kind = Literal["none", "ddp", "fsdp"]
 BUCKET = 25 * 2**20  # bytes that are averaged at once: many small messages would wait for one another
@@ -60,17 +61,8 @@ class Parallel:
         if dist.is_initialized() or self.kind == "none":
             yield self
             return
-        cuda = self.device.type == "cuda"
-        if cuda:
-            torch.cuda.set_device(self.device)
-        # Numbers on the CPU, which decide what happens next, go by gloo: so no process waits for its GPU.
-        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        alone: dict[str, Any] = {} if "MASTER_ADDR" in os.environ else {"store": dist.HashStore()}  # type: ignore[attr-defined]
-        dist.init_process_group(backend, rank=self.rank, world_size=self.size, **alone)
-        try:
+        with talking(self.rank, self.size, self.device):
             yield self
-        finally:
-            dist.destroy_process_group()
 
     def same_start(self, modules: Iterable[nn.Module]) -> None:
         """Give all processes the first one's weights: heads and adapters start at random."""
@@ -184,9 +176,4 @@ def found(
         )
     if kind == "none" and size > 1:
         raise InputError(f"{size} processes were started, which do not train together: ask for ddp or fsdp.")
-    if not torch.cuda.is_available():
-        return Parallel(kind, rank, size, whole=whole)
-    local, gpus = int(environment.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if local >= gpus:
-        raise MachineError(f"Process {local} of this machine has no GPU: there are {gpus}, so start {gpus} processes.")
-    return Parallel(kind, rank, size, torch.device("cuda", local), whole)
+    return Parallel(kind, rank, size, own_device(environment), whole)

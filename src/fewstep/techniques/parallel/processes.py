@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, MachineError
 from fewstep.layout import DIMENSIONS, Layout
 
 WAIT = timedelta(minutes=10)  # for a process that does not answer: the first call may compile
@@ -30,17 +30,48 @@ def world() -> tuple[int, int]:
 @contextmanager
 def joined() -> Iterator[tuple[int, int]]:
     """Inside the block the processes that torchrun started can talk, each with a GPU of its own where there are some:
-    (rank, processes)."""
+    (rank, processes).
+
+    Raises:
+        MachineError: fewer GPUs than processes.
+    """
     rank, size = world()
     if size == 1 or dist.is_initialized():
         yield rank, size
         return
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=WAIT)
-    try:
+    with talking(rank, size, own_device(), WAIT):
         yield rank, size
+
+
+def own_device(environment: Mapping[str, str] = os.environ) -> torch.device:
+    """The GPU of this process, by torchrun's `LOCAL_RANK`; the CPU where there is none at all.
+
+    Raises:
+        MachineError: others have a GPU, and this one has none.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local, gpus = int(environment.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if local >= gpus:
+        raise MachineError(f"Process {local} of this machine has no GPU: there are {gpus}, so start {gpus} processes.")
+    return torch.device("cuda", local)
+
+
+@contextmanager
+def talking(rank: int, size: int, device: torch.device, wait: timedelta | None = None) -> Iterator[None]:
+    """Inside the block so many processes can talk, each on its device; one alone talks to itself.
+
+    `wait`: for an answer; None: torch's own time.
+    """
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.set_device(device)
+    # Numbers on the CPU, which decide what happens next, go by gloo: so no process waits for its GPU.
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    alone: dict[str, Any] = {} if "MASTER_ADDR" in os.environ else {"store": dist.HashStore()}  # type: ignore[attr-defined]
+    dist.init_process_group(backend, rank=rank, world_size=size, timeout=wait, **alone)
+    try:
+        yield
     finally:
         dist.destroy_process_group()
 
