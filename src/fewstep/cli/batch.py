@@ -92,7 +92,8 @@ def _check(found: Prompts, path: Path, *, skip: bool) -> None:
     sentences = _told({one.line: one.why for one in found.broken})
     if sentences and not skip:
         advice = "mend them, or leave them out with --skip-broken"
-        wrong = f"{path} has {len(found.broken)} broken lines: {advice}."
+        many = len(found.broken)
+        wrong = f"{path} has {many} broken line{'s' * (many > 1)}: {advice}."
         raise InputError("\n".join([*(f"{path}, {sentence}" for sentence in sentences), wrong]))
     for sentence in sentences:
         note(f"left out: {path}, {sentence}")
