@@ -1,11 +1,12 @@
 """Two processes of one thread against one process of one thread, and against one process of two threads.
 
-    python benchmarks/parallel.py [--rounds 3] [--calls 3] [--frames 5] [--size 256] [--blocks 8]
+    python benchmarks/parallel.py [--rounds 3] [--calls 3] [--frames 5] [--size 256] [--blocks 4] [--steps 20]
 
-The model is of Wan's architecture with random weights, at a size where arithmetic dominates; a call is of 4 steps with
-guidance, to latents. Each row is a process group of its own, and the rows take turns: so many rounds, in each of which
-every row makes one call to warm up and then `--calls` timed ones. A speed-up is the median over the rounds of the
-median of its calls, beside that of one process of one thread. Writes out/benchmarks/parallel.json.
+The model is of Wan's architecture with random weights, at a size where arithmetic dominates; a call is of `--steps`
+steps with guidance, to latents. The first of them is made by both processes of "guidance 2", whose speed-up can so be
+2·steps / (steps + 1) at most. Each row is a process group of its own, and the rows take turns: so many rounds, in each
+of which every row makes one call to warm up and then `--calls` timed ones. A speed-up is the median over the rounds of
+the median of its calls, beside that of one process of one thread. Writes out/benchmarks/parallel.json.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from fewstep.bench import results
 from fewstep.machine import keep_freed_memory
 from fewstep.techniques.parallel.processes import joined
 
-STEPS, TEXT = 4, 64
+TEXT = 64  # tokens
 ROWS: dict[str, tuple[int, int, dict[str, int]]] = {  # processes, threads of each, layout
     "one process, one thread": (1, 1, {}),
     "one process, two threads": (1, 2, {}),
@@ -67,7 +68,7 @@ def worker(options: argparse.Namespace) -> None:
             "height": options.size,
             "width": options.size,
             "num_frames": options.frames,
-            "num_inference_steps": STEPS,
+            "num_inference_steps": options.steps,
             "guidance_scale": 4.0,
             "prompt_embeds": embeds[0],
             "negative_prompt_embeds": embeds[1],
@@ -86,7 +87,7 @@ def worker(options: argparse.Namespace) -> None:
 def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
     processes = ROWS[name][0]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    own = [f"--{key}={getattr(options, key)}" for key in ("calls", "frames", "size", "blocks")]
+    own = [f"--{key}={getattr(options, key)}" for key in ("calls", "frames", "size", "blocks", "steps")]
     command = [sys.executable, *(launcher if processes > 1 else []), __file__, f"--worker={name}", *own]
     environment = {**os.environ, "OMP_NUM_THREADS": str(ROWS[name][1])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -102,7 +103,8 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=3)
     parser.add_argument("--frames", type=int, default=5)
     parser.add_argument("--size", type=int, default=256, help="height and width in pixels")
-    parser.add_argument("--blocks", type=int, default=8)
+    parser.add_argument("--blocks", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path, default=results.FOLDER)
     parser.add_argument("--worker", choices=list(ROWS), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -125,10 +127,11 @@ def main() -> None:
                 "speedup": round(statistics.median(ratios), 3),
                 "speedup_range": [round(min(ratios), 3), round(max(ratios), 3)],
                 "tokens": tokens,
+                "steps": options.steps,
                 "facts": rounds[-1][name]["facts"],
             }
         )
-    table = Table(title=f"{STEPS} steps with guidance, {tokens} tokens, {options.blocks} blocks of width 768")
+    table = Table(title=f"{options.steps} steps with guidance, {tokens} tokens, {options.blocks} blocks of width 768")
     for column in ("row", "seconds a call", "speed-up"):
         table.add_column(column, justify="left" if column == "row" else "right")
     for row in rows:
