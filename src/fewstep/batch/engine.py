@@ -17,8 +17,8 @@ from fewstep.batch.cluster import cluster
 from fewstep.batch.crew import Crew, Places
 from fewstep.batch.schedule import Group, Schedule, Task
 from fewstep.batch.worker import Build, Process
-from fewstep.distill.engine.progress import Patience, bar, patience
 from fewstep.errors import FewstepError, MachineError
+from fewstep.progress import Patience, bar, patience
 
 TICK = 1.0  # seconds until the bar moves again, whatever happens
 Deliver = Callable[[Task, bytes, Mapping[str, Any]], None]

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from fewstep.cli.check import at_least, device_here
-from fewstep.cli.show import AsJson, note, print_json, print_rows, working
+from fewstep.cli.show import AsJson, note, print_facts, print_json, print_rows, working
 
 if TYPE_CHECKING:
     from fewstep.distill.data.captions import Source
@@ -96,6 +96,41 @@ def train(
         score = job.prompts.score if isinstance(job.prompts, TaskPrompts) else None
         folder = distill(load(job.teacher).to(device_here(None)), job, score=score)
     note(f"The student is in {folder}.")
+
+
+@app.command()
+def paths(
+    config: Annotated[Path, typer.Argument(help="A YAML file with a whole job, as for `fewstep distill`.")],
+    workers: Annotated[
+        int | None, typer.Option(help="Processes, each with its device; without it one a GPU, or one a machine.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of each worker on a CPU; without it the cores are shared out.")
+    ] = None,
+    ray: Annotated[str | None, typer.Option(help="A Ray cluster's address (HOST:PORT, ray://HOST:PORT, auto).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the teacher's paths of a job on many devices; training finds them done.
+
+    The same command goes on where it stopped, and a worker that dies is replaced.
+
+    **Example:** `fewstep distill paths examples/four_steps.yaml --workers 2`
+    """
+    for option, count in {"--workers": workers, "--threads": threads}.items():
+        at_least(1, count, option, "fewstep distill paths")
+    job = job_of(str(config), {})
+    with working():
+        from fewstep.batch.crew import Crew
+        from fewstep.batch.paths import make_paths
+
+        try:
+            report = make_paths(job, Crew(workers=workers, threads=threads, ray=ray))
+        except KeyboardInterrupt:
+            note("Stopped. The shards that are made stay; the same command goes on from there.")
+            raise
+    facts = {"folder": str(report.folder), "samples": report.samples, "there_before": report.there}
+    facts |= {"workers_replaced": report.replaced, "seconds": round(report.seconds, 2)}
+    print_facts(facts, as_json=as_json)
 
 
 @app.command()

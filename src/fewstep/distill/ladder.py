@@ -25,7 +25,7 @@ from torch import nn
 
 from fewstep.diffusion.samplers import flow_times
 from fewstep.distill.data import conditions
-from fewstep.distill.data.paths import PathSettings, PathTask, make_paths, make_prompts
+from fewstep.distill.data.paths import PathRun, PathSettings, PathTask, make_paths, make_prompts
 from fewstep.distill.data.samples import Content, PathBatch, PathSet
 from fewstep.distill.data.seeds import derive
 from fewstep.distill.data.store import Sizes
@@ -192,25 +192,30 @@ class Ladder:
 
     def _made(self, show: bool) -> dict[Content, PathSet]:
         domain, job = self.domain, self.job
-        first = job.rungs[0]
-        training, shard = first.settings(job.seed), first.batch * max(1, SHARD // first.batch)  # whole batches
-        task = PathTask(domain.prompts, domain.condition, domain.shape, self.domain.times(job.teacher_steps), job.kept)
         needed: set[Content] = {rung.card.needs for rung in job.rungs}
         made: dict[Content, PathSet] = {}
         if domain.data is not None:
             made["latents"] = made["prompts"] = domain.data(show)
-        if needed == {"prompts"} and not made:
-            place = Path(job.out) / "prompts"
-            return {"prompts": make_prompts(task, place, Sizes(first.batch, shard), show=show)}
         if needed <= made.keys():
             return made
+        run, place = self.paths()
+        if needed == {"prompts"}:
+            sizes = Sizes(run.settings.batch, run.settings.shard)
+            return {"prompts": make_prompts(run.task, Path(job.out) / "prompts", sizes, show=show)}
+        paths = make_paths(run.teacher, run.task, place, run.settings, facts=run.facts, show=show)
+        from_paths: dict[Content, PathSet] = {"paths": paths, "latents": paths, "prompts": paths}
+        return from_paths | made
+
+    def paths(self) -> tuple[PathRun, Path]:
+        """The teacher's paths as the job asks for them, and their folder."""
+        domain, job = self.domain, self.job
+        first = job.rungs[0]
+        training, shard = first.settings(job.seed), first.batch * max(1, SHARD // first.batch)  # whole batches
+        task = PathTask(domain.prompts, domain.condition, domain.shape, domain.times(job.teacher_steps), job.kept)
         settings = PathSettings(
             batch=first.batch, shard=shard, seed=job.seed, precision=training.precision, compile=training.compile
         )
-        place = Path(job.paths or Path(job.out) / "paths")
-        paths = make_paths(domain.teacher, task, place, settings, facts=domain.facts, show=show)
-        from_paths: dict[Content, PathSet] = {"paths": paths, "latents": paths, "prompts": paths}
-        return from_paths | made
+        return PathRun(domain.teacher, task, settings, domain.facts), Path(job.paths or Path(job.out) / "paths")
 
     def _data(self, rung: Rung, sources: Mapping[Content, PathSet]) -> Callable[[torch.Generator], PathBatch] | None:
         """Batches of real data beside a rung's teacher paths."""

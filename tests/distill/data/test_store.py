@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fewstep.distill.data.samples import INDEX, Index
-from fewstep.distill.data.store import Sizes, fill, verify
+from fewstep.distill.data.store import Filling, Sizes, fill, joined, verify
 from fewstep.errors import InputError
 from tests.distill.stored import SHARDS, Maker, damage, numbered, opened, store
 
@@ -85,3 +85,15 @@ def test_samples_made_otherwise_are_refused(tmp_path):
 def test_bad_sizes_are_one_sentence(field):
     with pytest.raises(InputError, match=f"^The '{field}' of stored samples must be"):
         Sizes(**{field: 0})
+
+
+def test_shards_that_come_in_another_order_are_named_once_those_before_them_are_there(tmp_path):
+    filling = Filling.of(tmp_path, numbered(), Sizes(batch=4, shard=6), show=False)
+    named = []
+    for number in (2, 0, 1):
+        samples = dict(filling.todo)[number]
+        filling.keep(number, joined([Maker()(samples)]))
+        named.append(len(Index.read(tmp_path).shards))
+    assert named == [0, 1, 3]
+    assert verify(tmp_path, show=False) == []
+    assert opened(tmp_path).read(range(14)).states[:, 0, 0].tolist() == list(range(14))

@@ -6,7 +6,7 @@ Every sample's noise is drawn from its own number: paths do not depend on the ba
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from fewstep.distill.data import conditions
 from fewstep.distill.data.conditions import Condition
 from fewstep.distill.data.samples import Index, PathSet
 from fewstep.distill.data.seeds import generator
-from fewstep.distill.data.store import Sizes, Stored, digest, fill, samples_of
+from fewstep.distill.data.store import Sizes, Stored, as_stored, batches, digest, fill, joined, samples_of
 from fewstep.distill.engine.precision import Precision, autocast, check_precision, compiled, uncompiled
 from fewstep.distill.engine.roles import Swappable, device_of, fingerprint
 from fewstep.errors import InputError, bad_value
@@ -102,6 +102,41 @@ class PathTask:
         return {"prompts": len(self.prompts), "prompts_sha256": digest(self.prompts), "shape": list(self.shape)}
 
 
+@dataclass(frozen=True)
+class PathRun:
+    """Paths that are to be made: by this process, or by several of which each makes some of the shards.
+
+    Attributes:
+        facts: what else must be equal to go on, as JSON: how the teacher is guided, for one.
+    """
+
+    teacher: Swappable
+    task: PathTask
+    settings: PathSettings
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def index(self) -> Index:
+        """Of the whole set, without shards."""
+        own = asdict(self.settings)
+        used = {name: value for name, value in own.items() if name not in ("batch", "shard", "compile")}
+        made_with = {
+            **{"teacher": fingerprint(self.teacher.module), **self.facts},
+            **{**self.task.facts, "teacher_times": list(self.task.times), **used},
+        }
+        return Index("paths", self.task.kept, made_with)
+
+    def make(self, samples: range) -> dict[str, Tensor]:
+        """Run the teacher for some samples, by their numbers."""
+        return _run(self.teacher, self.task, samples, self.settings)
+
+    @torch.no_grad()
+    def shard(self, samples: range) -> dict[str, Tensor]:
+        """A whole shard, batch by batch, as it is stored."""
+        sizes = self.settings.sizes
+        return joined([as_stored(self.make(part), sizes.stored) for part in batches(samples, sizes.batch)])
+
+
 def make_paths(
     teacher: Swappable,
     task: PathTask,
@@ -113,25 +148,15 @@ def make_paths(
 ) -> PathSet:
     """Run the teacher and store its paths in `folder`, going on after the shards that are there.
 
-    `facts` is what else must be equal to go on, as JSON: how the teacher is guided, for one. Damaged shards are made
-    again. Ctrl-C finishes and keeps the shard in hand, then leaves.
+    `facts`: see `PathRun`. Damaged shards are made again. Ctrl-C finishes and keeps the shard in hand, then leaves.
 
     Raises:
         InputError: the folder holds paths that were made otherwise.
         MachineError: the disk is full, or this machine can't compile.
     """
-    settings, folder = settings or PathSettings(), Path(folder)
-    used = {name: value for name, value in asdict(settings).items() if name not in ("batch", "shard", "compile")}
-    made_with = {
-        **{"teacher": fingerprint(teacher.module), **(facts or {})},
-        **{**task.facts, "teacher_times": list(task.times), **used},
-    }
-
-    def make(samples: range) -> dict[str, Tensor]:
-        return _run(teacher, task, samples, settings)
-
-    with compiled([teacher.module], settings.compile):
-        fill(folder, Index("paths", task.kept, made_with), make, settings.sizes, show=show)
+    run = PathRun(teacher, task, settings or PathSettings(), facts or {})
+    with compiled([teacher.module], run.settings.compile):
+        fill(Path(folder), run.index, run.make, run.settings.sizes, show=show)
     return PathSet(folder, conditions.template_of(task.condition, task.prompts))
 
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from fewstep.distill.data.conditions import Rows
 from fewstep.distill.data.samples import CALLED, CONDITION, INDEX, STATES, Index, Shard, check, checksum, mapped
-from fewstep.distill.engine.progress import bar, patience
 from fewstep.errors import CheckpointError, InputError, bad_value
 from fewstep.files import replacing
+from fewstep.progress import bar, patience
 
 Stored = Literal["float32", "float16"]
 Make = Callable[[range], Mapping[str, Tensor]]  # some samples, by number -> their tensors, samples first
@@ -50,6 +50,7 @@ class Sizes:
                 raise InputError(bad_value(name, "stored samples", rule, getattr(self, name)))
 
 
+@torch.no_grad()
 def fill(folder: Path, wanted: Index, make: Make, sizes: Sizes, *, show: bool = True) -> None:
     """Make what `folder` lacks of the wanted samples: shards that are damaged, then those that were not made yet.
 
@@ -59,30 +60,68 @@ def fill(folder: Path, wanted: Index, make: Make, sizes: Sizes, *, show: bool = 
         InputError: the folder holds samples that were made otherwise, or conditions differ in shape.
         MachineError: the disk is full.
     """
-    index = _started(folder, wanted)
-    title, faulty = CALLED[wanted.content], _faults(folder, index, show)
-    todo = _todo(index, list(faulty), wanted.wanted, sizes.shard)
-    done = wanted.wanted - sum(len(samples) for _, samples in todo)
-    sound = next((folder / shard.file for i, shard in enumerate(index.shards) if i not in faulty), None)
+    filling = Filling.of(folder, wanted, sizes, show=show)
+    title, done = CALLED[wanted.content], filling.there
     with patience() as user, bar(title, wanted.wanted, done, show=show) as progress:
-        for number, samples in todo:
+        for number, samples in filling.todo:
             parts = []
-            for start in range(samples.start, samples.stop, sizes.batch):
-                part = range(start, min(start + sizes.batch, samples.stop))
-                with torch.no_grad():
-                    parts.append(_as_stored(make(part), sizes.stored))
+            for part in batches(samples, sizes.batch):
+                parts.append(as_stored(make(part), sizes.stored))
                 done += len(part)
                 progress(done, "")
-            path = folder / f"shard-{number:05d}.safetensors"
-            tensors = _joined(parts, {} if sound is None else mapped(sound))
-            with replacing(path) as aside:
-                save_file(tensors, str(aside))
-            shard = Shard(path.name, checksum(path), len(samples))
-            index = replace(index, shards=(*index.shards[:number], shard, *index.shards[number + 1 :]))
-            index.write(folder)
-            sound = path
+            filling.keep(number, joined(parts))
             if user.over:
                 raise KeyboardInterrupt
+
+
+class Filling:
+    """A folder that samples are written to, shard after shard, by whomever they are made.
+
+    Attributes:
+        todo: (number, samples) of the shards that are lacking: those that are damaged, then those not made yet.
+        there: samples that were sound before.
+    """
+
+    def __init__(self, folder: Path, index: Index, todo: list[tuple[int, range]]) -> None:
+        self.folder, self.todo = folder, todo
+        self.there = index.wanted - sum(len(samples) for _, samples in todo)
+        self._index, self._samples, self._early = index, dict(todo), dict[int, Shard]()
+        self._sound = next((folder / s.file for i, s in enumerate(index.shards) if i not in self._samples), None)
+
+    @classmethod
+    def of(cls, folder: Path, wanted: Index, sizes: Sizes, *, show: bool = True) -> Filling:
+        """Begin with a folder, or go on with it. Every shard that is there is read.
+
+        Raises:
+            InputError: it holds samples that were made otherwise.
+        """
+        index = _started(folder, wanted)
+        return cls(folder, index, _todo(index, list(_faults(folder, index, show)), wanted.wanted, sizes.shard))
+
+    def keep(self, number: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write a shard. The index names it once all those before it are there.
+
+        Raises:
+            InputError: its conditions have another shape than those of a shard that is there.
+            MachineError: the disk is full.
+        """
+        path = self.folder / f"shard-{number:05d}.safetensors"
+        if self._sound is not None:
+            _fits(tensors, mapped(self._sound))
+        with replacing(path) as aside:
+            save_file(dict(tensors), str(aside))
+        self._sound, shards = path, list(self._index.shards)
+        self._early[number] = Shard(path.name, checksum(path), len(self._samples[number]))
+        for place in sorted(self._early):
+            if place <= len(shards):
+                shards[place : place + 1] = [self._early.pop(place)]
+        self._index = replace(self._index, shards=tuple(shards))
+        self._index.write(self.folder)
+
+
+def batches(samples: range, size: int) -> list[range]:
+    """Samples in their order, so many together."""
+    return [range(low, min(low + size, samples.stop)) for low in range(samples.start, samples.stop, size)]
 
 
 def verify(folder: Path | str, *, show: bool = True) -> list[str]:
@@ -168,7 +207,8 @@ def _check(path: Path, shard: Shard, index: Index) -> None:
         raise CheckpointError(f"The shard {path} does not hold {shard.samples} samples: make it again.")
 
 
-def _as_stored(tensors: Mapping[str, Tensor], stored: Stored) -> dict[str, Tensor]:
+def as_stored(tensors: Mapping[str, Tensor], stored: Stored) -> dict[str, Tensor]:
+    """On the CPU, and floating-point numbers in the dtype that they have on disk."""
     dtype = torch.float16 if stored == "float16" else torch.float32
     return {
         name: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
@@ -176,18 +216,28 @@ def _as_stored(tensors: Mapping[str, Tensor], stored: Stored) -> dict[str, Tenso
     }
 
 
-def _joined(parts: Sequence[Mapping[str, Tensor]], sound: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The parts' tensors, each with one row where all are equal. `sound`: those of a shard that they must fit."""
+def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The parts' tensors, each with one row where all are equal.
+
+    Raises:
+        InputError: conditions differ in shape.
+    """
     whole = {}
-    for name, first in parts[0].items():
-        values = [part[name] for part in parts]
-        shapes = {tuple(value.shape[1:]) for value in [*values, sound.get(name, first)]}
+    for part in parts[1:]:
+        _fits(part, parts[0])
+    for name in parts[0]:
+        value = torch.cat([part[name] for part in parts])
+        equal = name != STATES and bool((value == value[:1]).all())
+        whole[name] = value[:1].clone() if equal else value
+    return whole
+
+
+def _fits(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
+    """Raises InputError where conditions of two batches have different shapes."""
+    for name, value in tensors.items():
+        shapes = {tuple(one.shape[1:]) for one in (value, others.get(name, value))}
         if len(shapes) > 1:
             raise InputError(
                 f"The conditions' {name.removeprefix(CONDITION)} has other shapes in other batches "
                 f"({' and '.join(map(str, sorted(shapes)))}): give the pipeline's call what pads prompts to one length."
             )
-        value = torch.cat(values)
-        equal = name != STATES and bool((value == value[:1]).all())
-        whole[name] = value[:1].clone() if equal else value
-    return whole

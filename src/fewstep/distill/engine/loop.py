@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from fewstep.distill.data.seeds import derive, generator
 from fewstep.distill.engine.parallel import Parallel
 from fewstep.distill.engine.precision import autocast, checkpointed, compiled, trained_attention
-from fewstep.distill.engine.progress import bar, patience
 from fewstep.distill.engine.roles import device_of
 from fewstep.distill.engine.settings import Settings
 from fewstep.distill.engine.sharding import gathered
 from fewstep.distill.engine.state import Run
 from fewstep.distill.watching.guard import Guard, Measurement, Verdict
 from fewstep.errors import FewstepError
+from fewstep.progress import bar, patience
 
 __all__ = ["Distiller", "Paced", "Settings", "Trained", "Update", "train"]
 

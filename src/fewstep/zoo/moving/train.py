@@ -36,7 +36,7 @@ from fewstep.zoo.worded import WORDINGS
 from fewstep.zoo.words import as_tokens, misread
 
 DECAY_FROM = 0.3  # of the steps: from there on the rates fall
-NOISE_MEAN, NOISE_STD = 1.4, 1.2  # of logit(t): half of the samples are where it is decided what moves where
+NOISE_MEAN, NOISE_STD = 1.8, 1.4  # of logit(t): most of the samples are where it is decided what moves where
 MEASURED = 256  # clips whose latents tell the VAE its scale
 # The VAE learns from whole clips and from more and shorter ones in turns: frames, and times the batch. Whole clips
 # alone show it few objects.
