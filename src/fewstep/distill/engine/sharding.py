@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from fewstep.distill.engine.parallel import Parallel
 from fewstep.errors import InputError
+from fewstep.layout import Layout
 from fewstep.models.blocks import find_blocks
+from fewstep.techniques.parallel.processes import device_mesh
 
 
 def check_whole(modules: Mapping[str, nn.Module]) -> None:
@@ -32,7 +33,7 @@ def check_whole(modules: Mapping[str, nn.Module]) -> None:
 
 def shard(modules: Mapping[str, nn.Module], parallel: Parallel) -> None:
     """Shard these modules in place, each by its repeated blocks and the rest."""
-    mesh = init_device_mesh(parallel.device.type, (parallel.size,))
+    mesh = device_mesh(Layout(data=parallel.size), parallel.device.type)["data"]
     for name, module in modules.items():
         for block in find_blocks(module):
             fully_shard(block.module, mesh=mesh)

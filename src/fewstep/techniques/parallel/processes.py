@@ -98,9 +98,7 @@ class Mesh:
     @classmethod
     def of(cls, layout: Layout, device: str) -> Mesh:
         """The groups of a layout whose size divides the world's. All processes of the world must ask."""
-        copies = dist.get_world_size() // layout.size
-        shape = (copies, *(getattr(layout, name) for name in DIMENSIONS))
-        mesh = init_device_mesh(device, shape, mesh_dim_names=(REPLICAS, *DIMENSIONS))
+        mesh = device_mesh(layout, device)
         groups = {name: _group(mesh[name]) for name in DIMENSIONS}
         sequence = mesh["ring", "ulysses"]._flatten("sequence")
         whole = mesh[DIMENSIONS]._flatten("all")
@@ -110,6 +108,13 @@ class Mesh:
             decoders = init_device_mesh(device, (pictures, layout.vae), mesh_dim_names=("pictures", "vae"))["vae"]
         vae = _group(decoders) if layout.vae > 1 else None
         return cls(_group(whole), sequence=_group(sequence), vae=vae, **groups)
+
+
+def device_mesh(layout: Layout, device: str) -> DeviceMesh:
+    """All processes of the world, of which each has its place in a copy of the layout, by `layout.DIMENSIONS`. It is
+    the same mesh for training, whose parts of weights lie along `data`."""
+    shape = (dist.get_world_size() // layout.size, *(getattr(layout, name) for name in DIMENSIONS))
+    return init_device_mesh(device, shape, mesh_dim_names=(REPLICAS, *DIMENSIONS))
 
 
 def _group(mesh: DeviceMesh) -> Any:
