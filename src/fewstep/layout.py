@@ -57,17 +57,29 @@ class Layout:
         return ", ".join(f"{name} {value}" for name, value in parts if value != 1) or "one process"
 
 
-def chosen(processes: int, heads: int, guided: bool, decodes: bool) -> tuple[Layout, str]:
+def chosen(processes: int, heads: int, guided: bool, decodes: bool, tensor: int = 1) -> tuple[Layout, str]:
     """The layout for so many processes, and why: guidance first, then Ulysses as far as the heads go, then the ring.
 
     Guidance sends least: one prediction a step. Ulysses sends a share of each token four times an attention, and less
     the more processes there are; the ring sends all keys and values past everyone, but needs no heads. A decoder is
-    always shared.
+    always shared. Before all that the layers, which send most, are cut into so many parts as memory asks for:
+    `tensor`, see `parts_that_fit`.
     """
-    guidance = 2 if guided and processes % 2 == 0 else 1
-    rest = processes // guidance
+    left, heads = processes // tensor, heads // tensor
+    guidance = 2 if guided and left % 2 == 0 else 1
+    rest = left // guidance
     ulysses = max(part for part in range(1, rest + 1) if rest % part == 0 and heads % part == 0)
-    layout = Layout(1, guidance, rest // ulysses, ulysses, 1, processes if decodes else 1)
+    layout = Layout(1, guidance, rest // ulysses, ulysses, tensor, processes if decodes else 1)
+    layers = f"layers in {tensor}, since they are too large for one; " if tensor > 1 else ""
     branches = "it has two branches" if guided else "it has one branch"
-    why = f"{processes} processes: guidance in {guidance} ({branches}), and tokens in {rest}: {ulysses} of them by the "
-    return layout, why + f"{heads} heads, {layout.ring} in a ring. The decoder in {layout.vae}."
+    why = (
+        f"{processes} processes: {layers}guidance in {guidance} ({branches}), and tokens in {rest}: {ulysses} of them "
+    )
+    return layout, why + f"by the {heads} heads, {layout.ring} in a ring. The decoder in {layout.vae}."
+
+
+def parts_that_fit(processes: int, heads: int, weights: float, room: float) -> int:
+    """Into how few parts layers of so many bytes are cut until one has room; as many as can be where none has. They
+    divide the processes and the heads."""
+    parts = [part for part in range(1, processes + 1) if processes % part == 0 and heads % part == 0]
+    return next((part for part in parts if weights / part <= room), parts[-1])

@@ -68,8 +68,7 @@ def _draw(
     with joined() as (rank, processes):
         if processes > 1 and not any(technique.name == "parallel" for technique in plan.techniques):
             raise InputError(f"{processes} processes have nothing to share: a --recipe must have 'parallel: auto'.")
-        pipe = load(model).to(device_here(None))
-        facts = _drawn(pipe, model, prompt, plan, steps, seed, out, write=rank == 0)
+        facts = _drawn(load(model), model, prompt, plan, steps, seed, out, write=rank == 0)
     return facts if rank == 0 else None
 
 
@@ -84,7 +83,11 @@ def _drawn(
     out = out or Path("out.webp" if moves else "out.png")
     if moves and out.suffix.lower() not in MOVING:
         raise InputError(bad_value("--out", COMMAND, f"a file that ends in {' or '.join(MOVING)} for a clip", str(out)))
-    fast = accelerate(pipe, plan)
+    if _cut_first(plan, pipe):
+        fast = accelerate(pipe, plan)
+        pipe.to(device_here(None))
+    else:
+        fast = accelerate(pipe.to(device_here(None)), plan)
     call: dict[str, Any] = {"prompt": prompt, "generator": torch.Generator("cpu").manual_seed(seed)}
     if steps is not None:
         call["num_inference_steps"] = steps
@@ -102,3 +105,13 @@ def _drawn(
         "seed": seed,
         "engaged": engaged,
     }
+
+
+def _cut_first(plan: Recipe, pipe: Any) -> bool:
+    """Whether layers are cut, so that what one device has no room for goes there in parts."""
+    from fewstep.machine import Machine
+    from fewstep.models.model import Model
+    from fewstep.techniques.parallel.technique import Parallel
+
+    layouts = [one.layout(Model(pipe), Machine.detect())[0] for one in plan.techniques if isinstance(one, Parallel)]
+    return any(layout.tensor > 1 for layout in layouts)

@@ -60,9 +60,12 @@ def tensor(work: Work, layout: Layout, samples: float) -> Traffic:
 
 
 def gather(work: Work, layout: Layout, samples: float) -> Traffic:
-    """All-gather of a prediction whose tokens are shared, once a call: `(p - 1)/p x prediction`."""
-    p = layout.sequence
-    return Traffic((p - 1) / p * work.prediction * samples, int(p > 1))
+    """All-gather of the tokens that each kind of blocks gives, so that what stands between them is computed as ever:
+    `(p - 1)/p x S w x 2` a kind."""
+    p, network = layout.sequence, work.network
+    tokens = sum(one.tokens(work.image_tokens, work.text_tokens) for one in network.blocks)
+    sent = (p - 1) / p * tokens * network.width * BF16 * samples
+    return Traffic(sent, len(network.blocks) if p > 1 else 0)
 
 
 def decoded(work: Work, layout: Layout) -> Traffic:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fewstep.accelerate import accelerate
 from fewstep.errors import FewstepError, RecipeError
+from fewstep.machine import Machine
 from fewstep.models.model import Model
 from fewstep.recipe import Recipe
 from fewstep.techniques import Cache, Parallel
@@ -273,3 +274,15 @@ def test_a_recipe_says_auto_in_one_word() -> None:
         Recipe.load([{"parallel": "autoo"}])
     with pytest.raises(FewstepError, match="either auto or stated in numbers"):
         Parallel(auto=True, ring=2)
+
+
+def test_auto_cuts_layers_where_memory_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    model = Model(PIPELINES["wan"]()[0])
+    gigabytes = sum(value.nbytes for part in model.modules.values() for value in part.parameters()) / 1e9
+
+    def layout(memory: float) -> str:
+        return str(Parallel(auto=True).layout(model, Machine("cuda", "a GPU", 1, memory, frozenset()))[0])
+
+    assert layout(2 * gigabytes) == "guidance 2, ulysses 2"
+    assert layout(1.1 * gigabytes) == "guidance 2, tensor 2"

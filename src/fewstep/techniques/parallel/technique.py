@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.calibrate.steps import Requests
-from fewstep.layout import Layout, chosen
+from fewstep.layout import Layout, chosen, parts_that_fit
 from fewstep.machine import Machine
 from fewstep.models.dispatch import attention_of, attentions
 from fewstep.models.hooks import Hook
@@ -23,9 +24,11 @@ from fewstep.techniques.base import Engaged, Stage, Technique, undo_all
 from fewstep.techniques.parallel.decode import SpreadDecoder
 from fewstep.techniques.parallel.exchange import Exchange
 from fewstep.techniques.parallel.guidance import Ahead, SharedGuidance, SharedSamples
-from fewstep.techniques.parallel.processes import Mesh, check_same, world
+from fewstep.techniques.parallel.processes import Mesh, check_same, own_device, world
 from fewstep.techniques.parallel.sequence import SpreadDenoiser
 from fewstep.techniques.parallel.tensor import TensorDenoiser, uncuttable
+
+ROOM = 0.8  # of a device's memory, for weights
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,11 @@ class Parallel(Technique):
 
     Attributes:
         auto: choose the numbers: guidance first, then Ulysses as far as the heads go, then the ring, the decoder
-            always. A recipe may say `parallel: auto`.
+            always; and before all of them `tensor`, if the blocks are too large for one device. A recipe may say
+            `parallel: auto`.
         data, guidance, ring, ulysses, vae: parts of each kind of work, where they are not to be chosen.
-        tensor: parts of the layers in the denoisers' blocks, which divide their heads. It is never chosen: it sends
-            most, and is for a model that is too large for one device. The parts are put together again by `remove`,
+        tensor: parts of the layers in the denoisers' blocks, which divide their heads. It sends most. A model that is
+            too large for one device is cut on the CPU and moved then. The parts are put together again by `remove`,
             which all processes must call then.
     """
 
@@ -66,7 +70,7 @@ class Parallel(Technique):
         return Layout(self.data, self.guidance, self.ring, self.ulysses, self.tensor, self.vae)
 
     def problems(self, model: Model, machine: Machine) -> list[str]:
-        layout, processes = self._layout(model)[0], world()[1]
+        layout, processes = self.layout(model, machine)[0], world()[1]
         if processes == 1:
             wanted = "several" if self.auto else layout.size
             return [f"A parallel layout needs processes: start {wanted} with torchrun --nproc-per-node."]
@@ -82,9 +86,8 @@ class Parallel(Technique):
         return found
 
     def apply(self, model: Model, machine: Machine) -> Engaged:
-        layout, why = self._layout(model)
-        device = next(next(iter(model.denoisers.values())).parameters()).device
-        mesh = Mesh.of(layout, device.type)
+        layout, why = self.layout(model, machine)
+        mesh = Mesh.of(layout, own_device().type)
         check_same({"layout": str(layout), **_weights(model)}, mesh.all)
         facts: dict[str, Any] = {"layout": str(layout), "why": why, "processes": layout.size}
         undo: list[Callable[[], None]] = []
@@ -109,11 +112,14 @@ class Parallel(Technique):
             warnings=partial(_idle, layout, model, facts),
         )
 
-    def _layout(self, model: Model) -> tuple[Layout, str]:
+    def layout(self, model: Model, machine: Machine) -> tuple[Layout, str]:
+        """What it comes to for this model among the processes that there are, and why."""
         if not self.auto:
             return self.stated, "stated"
-        heads = [heads for module in model.denoisers.values() for heads in _heads(module)]
-        return chosen(world()[1], min(heads, default=1), guides(model), model.vae is not None)
+        processes = world()[1]
+        heads = min((heads for module in model.denoisers.values() for heads in _heads(module)), default=1)
+        tensor = parts_that_fit(processes, heads, *_sizes(model, machine))
+        return chosen(processes, heads, guides(model), model.vae is not None, tensor)
 
 
 def _share(
@@ -161,6 +167,17 @@ def guides(model: Model) -> bool:
         return False
     value = call.get(scale, inspect.signature(model.pipe.__call__).parameters[scale].default)
     return isinstance(value, int | float) and value > 1
+
+
+def _sizes(model: Model, machine: Machine) -> tuple[float, float]:
+    """Bytes of the denoisers' blocks, and the room that a process has for them beside all other weights."""
+    blocks = _bytes(block.module for name in model.denoisers for block in model.blocks(name))
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if machine.device == "cpu" else 1
+    return blocks, ROOM * 1e9 * machine.memory_gb / sharing - (_bytes(model.modules.values()) - blocks)
+
+
+def _bytes(modules: Iterable[nn.Module]) -> int:
+    return sum(value.nbytes for module in modules for value in module.parameters())
 
 
 def _heads(module: nn.Module) -> list[int]:
