@@ -32,7 +32,7 @@ def frames(model: LiveModel, n: int, seed: int = 3, **options: object) -> np.nda
 
 def test_a_session_shows_what_rolling_and_decoding_give(model: LiveModel) -> None:
     made = frames(model, 6)
-    rolling = Rolling(model, model.condition("a red ring"), torch.Generator().manual_seed(3))
+    rolling = Rolling(model, "a red ring", 3)
     decoder = StreamDecoder(model.pipe.vae)
     alone = np.concatenate([to_bytes(decoder(rolling.chunk(4))) for _ in range(6)])
     assert made.shape == (1 + 5 * 4, 16, 16, 3)
@@ -43,7 +43,7 @@ def test_the_past_computed_anew_is_the_past_that_was_kept(model: LiveModel) -> N
     """All but what the window's oldest chunk had seen itself, which is nothing while the window is not full."""
     chunks = 3
     kept = frames(model, chunks)
-    rolling = Rolling(model, model.condition("a red ring"), torch.Generator().manual_seed(3))
+    rolling = Rolling(model, "a red ring", 3)
     rolling.cached = False
     decoder = StreamDecoder(model.pipe.vae)
     anew = np.concatenate([to_bytes(decoder(rolling.chunk(4))) for _ in range(chunks)])

@@ -44,7 +44,7 @@ class Causal:
 
     def __init__(self, transformer: nn.Module, chunks: Chunks) -> None:
         self.chunks, self.clip = chunks, Clip()
-        self.doing: Pass = Masked(chunks, self.clip)
+        self.doing: Pass | None = Masked(chunks, self.clip)
         self._facts = temporal(transformer)
         self._patch = patch_of(getattr(transformer, "config", {}), 3)
         if chunks.size % self._patch[0]:
@@ -81,6 +81,15 @@ class Causal:
         """Inside the block a call is over a clip twice, its frames one after the other: as it is known, and as it is to
         be denoised. Each chunk of the second copy sees itself, and of the first what a window would hold of it."""
         before, self.doing = self.doing, Beside(self.chunks, self.clip)
+        try:
+            yield
+        finally:
+            self.doing = before
+
+    @contextmanager
+    def unmasked(self) -> Iterator[None]:
+        """Inside the block all frames see each other, as before it was causal."""
+        before, self.doing = self.doing, None
         try:
             yield
         finally:

@@ -21,8 +21,10 @@ from fewstep.models.model import Model
 from fewstep.models.trace import TracedDenoiser, trace
 from fewstep.realtime.decode import SmallStream, Stream, StreamDecoder, check_streams
 from fewstep.techniques import Engaged, Technique
+from fewstep.techniques.parallel.processes import Peers
 
 EXAMPLE = "a"  # a prompt to trace with
+KNOWN = 16  # prompts whose conditions are kept
 
 
 @dataclass(eq=False)
@@ -36,6 +38,8 @@ class LiveModel:
         manifest: the student's.
         techniques: that can be put on it while sessions run, by name (`precision`, `compile`).
         small: a small decoder; None without one.
+        changes: how often other techniques were put on.
+        peers: the other processes that share it, where it does what several of them repeat; see `peers.together`.
     """
 
     pipe: Any
@@ -46,7 +50,10 @@ class LiveModel:
     small: nn.Module | None = None
     lock: Any = field(default_factory=threading.RLock)
     decoding: Any = field(default_factory=threading.RLock)
+    changes: int = 0
+    peers: Peers | None = None
     _on: Accelerated | None = None
+    _conditions: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, pipe: Any, techniques: Sequence[Technique] = (), small: nn.Module | None = None) -> LiveModel:
@@ -112,14 +119,26 @@ class LiveModel:
         """
         if not isinstance(prompt, str) or not prompt.strip():
             raise InputError(bad_value("prompt", "a live session", "some text", prompt))
-        with self.lock, torch.no_grad():
-            return self.denoiser.condition(prompt=prompt)
+        with self.lock:
+            if prompt not in self._conditions:
+                if self.peers is not None:
+                    self.peers.say("condition", prompt)
+                while len(self._conditions) >= KNOWN:
+                    del self._conditions[next(iter(self._conditions))]
+                # The pipeline's call is read, and what its denoiser answers is of no use.
+                with self.causal.unmasked(), torch.no_grad():
+                    self._conditions[prompt] = self.denoiser.condition(prompt=prompt)
+            return self._conditions[prompt]
 
     def put_on(self, names: frozenset[str]) -> None:
         """Exactly these techniques, and no others, work from now on."""
         with self.lock, self.decoding:
             if frozenset(self.engaged) == names:
                 return
+            if self.peers is not None:
+                self.peers.say("put_on", names)
+            self.changes += 1
+            self._conditions.clear()
             if self._on is not None:
                 self._on.remove()
             chosen = [one for name, one in self.techniques.items() if name in names]

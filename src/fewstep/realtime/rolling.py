@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,13 +19,14 @@ class Rolling:
     """One stream of latents.
 
     Attributes:
-        cond: what the next chunk is told; set by `turn`.
+        prompt, cond: what the next chunk is told; set by `turn`.
         cached: keys and values of the past are kept; without, the past is computed anew in every step.
     """
 
-    def __init__(self, model: LiveModel, cond: Any, generator: torch.Generator) -> None:
-        self.model, self.cond, self.cached = model, cond, True
-        self._generator = generator
+    def __init__(self, model: LiveModel, prompt: str, seed: int) -> None:
+        self.model, self.cond, self.cached = model, model.condition(prompt), True
+        self._generator = torch.Generator().manual_seed(seed)
+        self.prompt, self._changes = prompt, model.changes
         self._window, self._past = Window(model.causal.chunks), deque[Tensor](maxlen=self._most())
 
     @property
@@ -37,7 +38,11 @@ class Rolling:
         """The next chunk in so many steps, (1, channels, frames, height, width)."""
         model, times = self.model, self.model.times(steps)
         noise = model.noise(self._generator)
-        if not self.cached:
+        if self._changes != model.changes:
+            self._changes = model.changes
+            self.cond = model.condition(self.prompt)
+            self._window = self._written()  # what was kept under other techniques may not fit
+        elif not self.cached:
             self._window = self._written()
         with model.causal.after(self._window):
             if model.manifest.sampler == "renoise":
@@ -49,13 +54,16 @@ class Rolling:
         return x0
 
     @torch.no_grad()
-    def turn(self, cond: Any, how: OnPrompt) -> None:
-        """Another condition from the next chunk on. `recache`: the past stays, read anew under it (arXiv 2509.22622,
+    def turn(self, prompt: str, how: OnPrompt) -> None:
+        """Another prompt from the next chunk on. `recache`: the past stays, read anew under it (arXiv 2509.22622,
         section 3.1); `cut`: nothing of it stays."""
-        self.cond = cond
+        self.prompt, self.cond = prompt, self.model.condition(prompt)
         if how == "cut":
             self._past.clear()
         self._window = self._written()
+
+    def close(self) -> None:
+        """Nothing more is asked of it."""
 
     def _most(self) -> int | None:
         """Chunks of the past that a chunk sees."""

@@ -28,7 +28,8 @@ from fewstep.machine import compute_with
 from fewstep.realtime.decode import Frames, Stream, to_bytes
 from fewstep.realtime.model import LiveModel
 from fewstep.realtime.pace import Controller, FrameClock
-from fewstep.realtime.rolling import OnPrompt, Rolling
+from fewstep.realtime.peers import stream
+from fewstep.realtime.rolling import OnPrompt
 
 AHEAD = 3  # chunks that are made before they are due, and as many wait for a viewer
 SMALL = "small_decoder"
@@ -161,16 +162,16 @@ class Session:
             self._known(name)
             self._tricks[name] = False
         self._put_on()
-        generator = torch.Generator().manual_seed(random.randrange(2**31) if seed is None else seed)
         self._prompt = prompt
-        self._turn: tuple[str, Any] | None = None
-        self._rolling = Rolling(self.model, self.model.condition(prompt), generator)
+        self._turn: str | None = None
+        self._rolling = stream(self.model, prompt, random.randrange(2**31) if seed is None else seed)
         self._decoders, self._decoder = self.model.decoders(), "vae"
         self._latents: Queue[_Made] = Queue(maxsize=1)
         self._chunks: deque[Chunk] = deque()
         self._spent: deque[tuple[float, int]] = deque(maxlen=16)  # seconds of a chunk's work, and its frames
         self._changed, self._closed, self._counts = threading.Condition(), threading.Event(), _Counts(steps=most)
         self._error: BaseException | None = None
+        self._over = False
         self._began = time.monotonic()
         cores = max(1, torch.get_num_threads() - 1)  # beside the one that decodes; more would wait for each other
         self._threads = [
@@ -231,7 +232,8 @@ class Session:
         Raises:
             InputError: no text.
         """
-        self._turn = (text, self.model.condition(text))
+        self.model.condition(text)  # here, so that the chunks need not wait for it
+        self._turn = text
 
     def switch(self, trick: str, on: bool) -> None:
         """Turn a trick on or off, from the next chunk on.
@@ -252,6 +254,9 @@ class Session:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
+        if not self._over:
+            self._over = True
+            self._rolling.close()
 
     # -----------------------------------------------------------------------------------------------------------------
     # The threads
@@ -303,9 +308,9 @@ class Session:
         with self.model.lock:
             cut = counts.scheduled == 0
             if turn is not None:
-                self._prompt, cond = turn
+                self._prompt = turn
                 cut = cut or self._on_prompt == "cut"
-                self._rolling.turn(cond, self._on_prompt)
+                self._rolling.turn(turn, self._on_prompt)
             self._rolling.cached = self._tricks["window"]
             latents = self._rolling.chunk(steps)
         frames = self.model.frames_per_latent * (latents.shape[2] - cut) + cut

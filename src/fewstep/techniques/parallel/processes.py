@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from fewstep.errors import FewstepError, MachineError
 from fewstep.layout import DIMENSIONS, Layout
 
 WAIT = timedelta(minutes=10)  # for a process that does not answer: the first call may compile
+QUIET = timedelta(days=30)  # that the first process may have nothing to say; its death is noticed at once
 REPLICAS = "replicas"
 
 
@@ -119,6 +121,28 @@ def device_mesh(layout: Layout, device: str) -> DeviceMesh:
 
 def _group(mesh: DeviceMesh) -> Any:
     return mesh.get_group() if mesh.size() > 1 else None
+
+
+class Peers:
+    """What the first process of the world tells the others, in the order in which it does it.
+
+    All processes must begin with it. `numbers`: to call things by, each once.
+    """
+
+    def __init__(self) -> None:
+        self.numbers = count()
+        self._group = dist.new_group(backend="gloo", timeout=QUIET)
+
+    def say(self, what: str | None, *given: Any) -> None:
+        """To all others. None: there is nothing more to come."""
+        dist.broadcast_object_list([(what, *given)], src=0, group=self._group)
+
+    def hear(self) -> tuple[Any, ...]:
+        """The next that the first process says."""
+        said: list[Any] = [None]
+        dist.broadcast_object_list(said, src=0, group=self._group)
+        heard: tuple[Any, ...] = said[0]
+        return heard
 
 
 def check_same(facts: Mapping[str, str], group: Any) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fewstep.calibrate.steps import Requests
 from fewstep.layout import Layout, chosen, parts_that_fit
 from fewstep.machine import Machine
+from fewstep.models.causal import causal_of
 from fewstep.models.dispatch import attention_of, attentions
 from fewstep.models.hooks import Hook
 from fewstep.models.model import Model
@@ -196,6 +197,8 @@ def _unfit(layout: Layout, model: Model, name: str, module: nn.Module) -> list[s
         return [f"Parallel found no repeated blocks that attend in the {name} ({kind}), so no tokens to share."]
     if strange := {type(part.processor).__name__ for part in parts if attention_of(part) is None}:
         return [f"Parallel does not know how {', '.join(sorted(strange))} attends, in the {name} ({kind})."]
+    if layout.ring > 1 and causal_of(module) is not None:
+        return [f"The {name} is causal and keeps its past in a window, which no ring passes on: take 'ulysses'."]
     heads = min(_heads(module), default=layout.ulysses * layout.tensor) // layout.tensor
     if heads < layout.ulysses:
         return [

@@ -1,0 +1,92 @@
+"""A live model on two processes: one has sessions, which show what one process alone shows."""
+
+from __future__ import annotations
+
+import sys
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from fewstep.errors import InputError, RecipeError
+from fewstep.realtime import LiveModel, Session
+from fewstep.realtime.peers import together
+from fewstep.techniques import Parallel, Technique
+from fewstep.techniques.parallel.processes import joined
+from tests.distill.processes import start
+from tests.realtime.live import live_model
+
+CHUNKS = 6
+
+
+def _shown(model: LiveModel) -> np.ndarray:
+    """Two sessions, one after the other, the second without overlap."""
+    with Session(model, "a red ring", seed=3, paced=False, off=("adapt",)) as session:
+        frames = [chunk.frames for chunk in islice(session, CHUNKS)]
+    with Session(model, "a blue square", seed=4, paced=False, off=("adapt", "overlap")) as session:
+        frames += [chunk.frames for chunk in islice(session, 1)]
+    return np.concatenate(frames)
+
+
+def _steered(model: LiveModel) -> None:
+    """Another prompt comes, and techniques go and come back."""
+    with Session(model, "a red ring", seed=3, paced=False) as session:
+        chunks = iter(session)
+        next(chunks)
+        session.prompt("a green star")
+        if "parallel" in session.tricks:
+            session.switch("parallel", False)
+        assert next(chunk for chunk in chunks if chunk.prompt == "a green star").frames.any()
+        if "parallel" in session.tricks:
+            session.switch("parallel", True)
+        list(islice(chunks, 8))
+
+
+def _live(rank: int) -> None:
+    plain = _shown(live_model()) if rank == 0 else None
+    with joined():
+        for parallel in (Parallel(ulysses=2), Parallel(tensor=2)):
+            with together(live_model(parallel)) as model:
+                assert (model is None) == (rank == 1)
+                if model is not None:
+                    assert plain is not None
+                    assert np.abs(_shown(model).astype(int) - plain.astype(int)).max() <= 1
+                    _steered(model)
+
+
+def test_sessions_on_two_processes_show_what_one_shows() -> None:
+    start(_live, 2)
+
+
+def _refused(rank: int) -> None:
+    with joined():
+        techniques: list[tuple[Technique, ...]] = [(), (Parallel(auto=True),), (Parallel(ulysses=2, vae=2),)]
+        for some, said in zip(techniques, ("nothing to share", "without 'vae'", "without 'vae'"), strict=True):
+            with pytest.raises(InputError, match=said), together(live_model(*some)):
+                pass
+        model = live_model(Parallel(ring=2))
+        with pytest.raises(RecipeError, match="keeps its past in a window, which no ring passes on"):
+            model.put_on(frozenset({"parallel"}))
+
+
+def test_what_a_live_model_can_not_share_is_refused() -> None:
+    start(_refused, 2)
+
+
+def _ends(rank: int) -> None:
+    with joined(), together(live_model(Parallel(ulysses=2))) as model:
+        if model is not None:
+            with Session(model, "a red ring", seed=3, paced=False) as session:
+                list(islice(session, 2))
+            sys.exit(7)  # in the block: the other one must not wait for ever
+
+
+def test_the_others_end_with_the_first() -> None:
+    with pytest.raises(Exception, match="exit code 7"):
+        start(_ends, 2, seconds=60)
+
+
+def test_one_process_alone_has_its_model() -> None:
+    model = live_model()
+    with together(model) as same:
+        assert same is model
