@@ -129,7 +129,7 @@ def test_companions_do_not_matter(tmp_path: Path) -> None:
 def test_clips(fewstep: Fewstep, tmp_path: Path) -> None:  # noqa: F811
     prompts = write(tmp_path / "p.jsonl", {"prompt": "a red ring moving left", "frames": 5, "guidance": 2.0})
     command = ["batch", prompts, "-o", tmp_path / "out", "--model", "zoo:moving-shapes", "--steps", 1, "--json"]
-    assert "must be gif or webp for clips" in fewstep(*command, "--format", "png").refusal
+    assert "must be gif or webp or mp4 for clips" in fewstep(*command, "--format", "png").refusal
     assert fewstep(*command).json["made"] == 1
     (clip,) = (tmp_path / "out").glob("*.webp")
     # Two equal frames, one after the other, are one that is shown for longer.

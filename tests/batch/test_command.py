@@ -48,7 +48,7 @@ def test_of_many_broken_lines_the_numbers_are_told(fewstep: Fewstep, prompts: Pa
         (["--workers", 0], "'--workers' of fewstep batch must be a whole number of at least 1. Got 0"),
         (["--batch", 0], "'--batch' of fewstep batch must be a whole number of at least 1. Got 0"),
         (["--steps", -1], "'--steps' of fewstep batch must be a whole number of at least 1. Got -1"),
-        (["--format", "bmp"], "'--format' of fewstep batch must be one of png, jpg, jpeg, gif, webp. Got 'bmp'"),
+        (["--format", "bmp"], "'--format' of fewstep batch must be one of png, jpg, jpeg, webp, gif, mp4. Got 'bmp'"),
         (["--model", "zoo:nothing"], "The zoo has no 'nothing'"),
         (["--recipe", "nothing"], "no ready-made recipe is 'nothing'"),
     ],

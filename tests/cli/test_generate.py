@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import pytest
 import torch
 from PIL import Image
@@ -58,6 +59,17 @@ def test_a_clip_moves(fewstep: Fewstep, video: Path, tmp_path: Path, suffix: str
     assert (clip.n_frames, clip.size) == (5, (16, 16))
 
 
+def test_a_clip_is_an_mp4_that_plays(fewstep: Fewstep, video: Path, tmp_path: Path) -> None:
+    facts = fewstep("generate", video, "a red ring moving left", "-o", tmp_path / "a.mp4", "--json").json
+    with av.open(facts["clip"]) as container:
+        assert [frame.to_ndarray(format="rgb24").shape for frame in container.decode(video=0)] == [(16, 16, 3)] * 5
+
+
+def test_a_picture_in_a_file_of_clips_is_refused(fewstep: Fewstep, tmp_path: Path) -> None:
+    refusal = fewstep("generate", "zoo:shapes-1step", "a red ring", "-o", tmp_path / "a.mp4").refusal
+    assert "must be a file that ends in .png or .jpg or .jpeg or .webp or .gif for a picture" in refusal
+
+
 def test_a_clip_in_a_picture_file_is_refused(fewstep: Fewstep, video: Path, tmp_path: Path) -> None:
     refusal = fewstep("generate", video, "a red ring moving left", "-o", tmp_path / "a.png").refusal
-    assert "must be a file that ends in .gif or .webp for a clip" in refusal
+    assert "must be a file that ends in .gif or .webp or .mp4 for a clip" in refusal

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from fewstep.errors import InputError
+from fewstep.media import write_mp4
 from fewstep.models.load import load
 from fewstep.server.config import ModelEntry, read_models
 from fewstep.server.engine import Shot, Work, arguments
 from fewstep.server.facts import Facts, facts_of, frames_for
 from fewstep.server.images import fitting
-from fewstep.server.media import write_mp4
 from fewstep.server.videos import length
 
 FACTS = Facts("image", (64, 64), 16, None, 4, None, frozenset({"image"}), False)

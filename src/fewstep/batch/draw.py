@@ -15,7 +15,7 @@ from fewstep.calibrate.signature import effective_call
 from fewstep.checkpoints.load import load
 from fewstep.errors import CheckpointError, InputError
 from fewstep.machine import Machine, keep_freed_memory
-from fewstep.media import MOVING, encoded, shown
+from fewstep.media import encoded, fitting, shown
 from fewstep.models.model import Model
 from fewstep.recipe import Recipe
 from fewstep.techniques import Stage
@@ -58,10 +58,12 @@ class Drawer:
         commit = commit_of(drawing.identity)
         pipe = load(drawing.model, **({"revision": commit} if commit else {})).to(Machine.detect().device)
         pipe.set_progress_bar_config(disable=True)
-        if "num_frames" in inspect.signature(pipe.__call__).parameters and drawing.suffix not in MOVING:
-            formats = " or ".join(suffix.removeprefix(".") for suffix in MOVING)
+        moves = "num_frames" in inspect.signature(pipe.__call__).parameters
+        if drawing.suffix not in fitting(moves):
+            formats = " or ".join(suffix.removeprefix(".") for suffix in fitting(moves))
+            what = "clips" if moves else "pictures"
             raise InputError(
-                f"{drawing.model} makes clips, and {drawing.suffix} holds pictures: say --format {formats}."
+                f"{drawing.model} makes {what}, which {drawing.suffix} can't hold: say --format {formats}."
             )
         self.arguments = Arguments(pipe)
         self.fast = accelerate(pipe, Recipe.load(drawing.recipe))

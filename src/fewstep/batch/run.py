@@ -19,7 +19,7 @@ from fewstep.batch.prompts import Request
 from fewstep.batch.schedule import Task
 from fewstep.errors import InputError, bad_value
 from fewstep.files import read_json
-from fewstep.media import MOVING, SUFFIXES
+from fewstep.media import fitting
 from fewstep.models.load import INDEX, fetched, resolve
 from fewstep.recipe import Recipe, RecipeSource
 from fewstep.techniques.parallel.technique import Parallel
@@ -137,9 +137,8 @@ def _suffix(given: str | None, model: str | Path) -> str:
     """The ending of the files: the one that was asked for, or the usual one of what the model makes."""
     moves = "num_frames" in _parameters(model)
     suffix = given or (".webp" if moves else ".png")
-    fitting = MOVING if moves else SUFFIXES
-    if suffix not in fitting:
-        names = " or ".join(one.removeprefix(".") for one in fitting)
+    if suffix not in fitting(moves):
+        names = " or ".join(one.removeprefix(".") for one in fitting(moves))
         raise InputError(bad_value("format", "a batch", f"{names} for {'clips' if moves else 'pictures'}", suffix))
     return suffix
 

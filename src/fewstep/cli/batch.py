@@ -44,7 +44,8 @@ def batch(
         int | None, typer.Option(help="Threads of each worker on a CPU; without it the cores are shared out.")
     ] = None,
     suffix: Annotated[
-        str | None, typer.Option("--format", help="png (the usual), jpg or webp; of clips webp (the usual) or gif.")
+        str | None,
+        typer.Option("--format", help="png (the usual), jpg, webp; of clips webp (the usual), mp4, gif."),
     ] = None,
     ray: Annotated[str | None, typer.Option(help="A Ray cluster's address (HOST:PORT, ray://HOST:PORT, auto).")] = None,
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out lines that are wrong.")] = False,

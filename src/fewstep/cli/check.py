@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fewstep.errors import InputError, MachineError, RecipeError, bad_value
@@ -62,3 +64,19 @@ def recipe_of(source: str | None) -> Recipe:
         return Recipe.load(source)
     except RecipeError as error:
         raise RecipeError(*(f"{source}: {problem}" for problem in error.problems)) from None
+
+
+@contextmanager
+def sharing(plan: Recipe) -> Iterator[int]:
+    """Inside the block the processes that torchrun started share the work as a recipe says; gives this one's rank.
+
+    Raises:
+        InputError: there are several, and the recipe shares nothing among them.
+        MachineError: fewer GPUs than processes.
+    """
+    from fewstep.techniques.parallel.processes import joined
+
+    with joined() as (rank, processes):
+        if processes > 1 and not any(technique.name == "parallel" for technique in plan.techniques):
+            raise InputError(f"{processes} processes have nothing to share: a --recipe must have 'parallel: auto'.")
+        yield rank

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli.check import at_least, device_here, prompt_text, recipe_of
+from fewstep.cli.check import at_least, device_here, prompt_text, recipe_of, sharing
 from fewstep.cli.show import RECIPE_HELP, AsJson, print_facts, working
 from fewstep.errors import InputError, bad_value
 from fewstep.files import replacing
-from fewstep.media import MOVING, SUFFIXES, encoded, shown
+from fewstep.media import SUFFIXES, encoded, fitting, shown
 
 if TYPE_CHECKING:
     from fewstep.recipe import Recipe
@@ -32,7 +32,9 @@ def generate(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="The file: .png, .jpg or .webp (else out.png); of a clip .gif or .webp (else out.webp)."
+            "--out",
+            "-o",
+            help="The file: .png, .jpg, .webp (else out.png); of a clip .mp4, .webp, .gif (else out.webp).",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -63,11 +65,8 @@ def _draw(
     plan = recipe_of(recipe)
 
     from fewstep.checkpoints.load import load
-    from fewstep.techniques.parallel.processes import joined
 
-    with joined() as (rank, processes):
-        if processes > 1 and not any(technique.name == "parallel" for technique in plan.techniques):
-            raise InputError(f"{processes} processes have nothing to share: a --recipe must have 'parallel: auto'.")
+    with sharing(plan) as rank:
         facts = _drawn(load(model), model, prompt, plan, steps, seed, out, write=rank == 0)
     return facts if rank == 0 else None
 
@@ -81,8 +80,9 @@ def _drawn(
 
     moves = "num_frames" in inspect.signature(pipe.__call__).parameters
     out = out or Path("out.webp" if moves else "out.png")
-    if moves and out.suffix.lower() not in MOVING:
-        raise InputError(bad_value("--out", COMMAND, f"a file that ends in {' or '.join(MOVING)} for a clip", str(out)))
+    if out.suffix.lower() not in fitting(moves):
+        what = f"a file that ends in {' or '.join(fitting(moves))} for a {'clip' if moves else 'picture'}"
+        raise InputError(bad_value("--out", COMMAND, what, str(out)))
     if _cut_first(plan, pipe):
         fast = accelerate(pipe, plan)
         pipe.to(device_here(None))

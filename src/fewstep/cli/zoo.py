@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fewstep.cli.check import at_least, device_here, recipe_of
+from fewstep.cli.check import at_least, device_here, recipe_of, sharing
 from fewstep.cli.show import RECIPE_HELP, AsJson, note, print_facts, print_rows, working
 from fewstep.errors import InputError, bad_value
 
@@ -51,7 +51,8 @@ def eval_(
     """Score a zoo model: make pictures or clips for random prompts, and let the task's oracle judge them.
 
     prompt_accuracy is the share of samples that show what was asked, frechet how far the set of samples is from real
-    ones (0 is best; it depends on the number of prompts), diversity how much samples of one prompt differ.
+    ones (0 is best; it depends on the number of prompts), diversity how much samples of one prompt differ. Started by
+    torchrun, its processes share the work as the recipe's `parallel` says.
 
     **Example:** `fewstep zoo eval shapes-4step --steps 4 --prompts 256 --json`
     """
@@ -59,7 +60,8 @@ def eval_(
     at_least(2, prompts, "--prompts", "fewstep zoo eval")
     with working():
         facts = _score(name.removeprefix("zoo:"), steps, prompts, seed, recipe)
-    print_facts(facts, as_json=as_json)
+    if facts is not None:
+        print_facts(facts, as_json=as_json)
 
 
 @app.command()
@@ -128,7 +130,8 @@ def train(
     note(f"Trained {folder}.")
 
 
-def _score(name: str, steps: int | None, prompts: int, seed: int, recipe: str | None) -> dict[str, Any]:
+def _score(name: str, steps: int | None, prompts: int, seed: int, recipe: str | None) -> dict[str, Any] | None:
+    """The model's quality; None on all but the first process."""
     from fewstep.zoo.registry import info
 
     own_steps = info(name).steps  # first: a wrong name is told before anything heavy is imported
@@ -139,7 +142,10 @@ def _score(name: str, steps: int | None, prompts: int, seed: int, recipe: str | 
     from fewstep.zoo.tasks import task_of
 
     plan = recipe_of(recipe)
-    fast = accelerate(load(f"zoo:{name}").to(device_here(None)), plan)
     call: dict[str, Any] = {} if steps is None else {"num_inference_steps": steps}
-    quality = evaluate(fast, task_of(name), prompts=prompts, seed=seed, **call)
+    with sharing(plan) as rank:
+        fast = accelerate(load(f"zoo:{name}").to(device_here(None)), plan)
+        quality = evaluate(fast, task_of(name), prompts=prompts, seed=seed, show=rank == 0, **call)
+    if rank:
+        return None
     return {"name": name, "steps": steps or own_steps, "prompts": prompts, "seed": seed, **dataclasses.asdict(quality)}

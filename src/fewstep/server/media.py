@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from fewstep.server.errors import invalid
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4"}
 FORMATS = ("PNG", "JPEG", "WEBP")  # that clients may send
@@ -65,25 +59,6 @@ def from_data_url(url: str, name: str) -> bytes:
 def repaint_mask(mask: Image.Image) -> Image.Image:
     """OpenAI's mask, whose transparent parts are to be repainted, as diffusers': white is repainted, black stays."""
     return mask.getchannel("A").point(lambda alpha: 255 if alpha == 0 else 0)
-
-
-def write_mp4(path: Path, frames: NDArray[np.uint8], fps: int) -> None:
-    """Write frames (n, height, width, 3) as H.264, in the one pixel format that every player reads.
-
-    H.264 halves the colour planes, so an odd row or column is repeated once. The file is on the disk when this returns.
-    """
-    import av
-
-    odd = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
-    frames = np.pad(frames, odd, mode="edge")
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "16"})
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode())
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def first_frame(path: Path) -> bytes:

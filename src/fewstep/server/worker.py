@@ -14,10 +14,11 @@ from itertools import islice
 from typing import Any, Literal
 
 from fewstep.errors import FewstepError
+from fewstep.media import write_mp4
 from fewstep.server.engine import Engine, OnStep, Shot, Work, free_memory, out_of_memory
 from fewstep.server.errors import DISK_FULL, ApiError, busy, invalid, no_room, not_found, not_ready
 from fewstep.server.jobs import WAITING, Job, Jobs
-from fewstep.server.media import picture_of, write_mp4
+from fewstep.server.media import picture_of
 from fewstep.server.metrics import Metrics
 from fewstep.server.results import Results
 
