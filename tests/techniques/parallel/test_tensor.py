@@ -17,7 +17,7 @@ from fewstep.accelerate import accelerate
 from fewstep.errors import FewstepError, RecipeError
 from fewstep.models.hooks import Hook
 from fewstep.models.model import Model
-from fewstep.techniques import Parallel, Quantize
+from fewstep.techniques import Parallel, Quantize, Regions
 from fewstep.techniques.parallel.processes import joined
 from fewstep.techniques.parallel.tensor import Cut, own_rotations, plan
 from tests.distill.processes import start
@@ -221,3 +221,24 @@ def test_rotations_over_all_heads_are_cut_and_others_are_not() -> None:
 def test_one_process_is_not_enough() -> None:
     with pytest.raises(RecipeError, match="start 2 with torchrun"):
         accelerate(PIPELINES["wan"]()[0], TWO)
+
+
+def _regional(rank: int) -> None:
+    """Tokens are chosen by the first process, and each computes its features of them."""
+    with joined():
+        for name in ("wan", "flux"):
+            pipe, call = tiny(name)
+            call["num_inference_steps"] = 8
+            regions = Regions(share=0.5, refresh=3, limit=10.0)
+            fast = accelerate(pipe, regions)
+            alone = output(fast, call)
+            fast.remove()
+            fast = accelerate(pipe, [TWO, regions])
+            assert same(output(fast, call), alone), name
+            assert fast.engaged[1].facts["steps_regional"] > 0
+            with pytest.raises(RecipeError, match=r"block\.tokens"):
+                accelerate(pipe, [Parallel(ulysses=2), regions])
+
+
+def test_regions_are_those_of_one_process() -> None:
+    start(_regional, 2)

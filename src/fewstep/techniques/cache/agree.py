@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 
 def group_of(denoiser: nn.Module) -> Any:
@@ -24,9 +24,18 @@ def group_of(denoiser: nn.Module) -> Any:
     return None
 
 
+def of_first(values: Tensor, group: Any) -> Tensor:
+    """The values of a group's first rank, on all of them; of a process alone, its own. Every rank must ask."""
+    if group is None:
+        return values
+    values = values.contiguous()
+    dist.broadcast(values, group=group, group_src=0)
+    return values
+
+
 def agreed(decision: bool, group: Any) -> bool:
-    """What the first rank of a group decided. Every rank of the group must ask."""
+    """What the first rank of a group decided, as in `of_first`."""
+    if group is None:
+        return decision
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend(group) == "nccl" else "cpu"
-    said = torch.tensor([decision], dtype=torch.uint8, device=device)
-    dist.broadcast(said, group=group, group_src=0)
-    return bool(said.item())
+    return bool(of_first(torch.tensor([decision], dtype=torch.uint8, device=device), group).item())

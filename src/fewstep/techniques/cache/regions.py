@@ -31,6 +31,7 @@ from fewstep.models.sparse import NotSparse, Sparse
 from fewstep.models.streams import block_lists
 from fewstep.techniques.base import Engaged, Stage, Technique
 from fewstep.techniques.cache.activity import Activity, begun, forecast, largest, learned, owed
+from fewstep.techniques.cache.agree import agreed, group_of, of_first
 from fewstep.techniques.cache.masks import as_mask, covered
 
 DENSE, SOME = "#", "o"  # one sign a step in `facts["last_request"]`
@@ -125,6 +126,7 @@ class RegionWatch:
         self._regions = regions
         self._requests: Requests[Memory] = Requests(model.pipe, Memory)
         self._sparse = {name: Sparse(block_lists(model, name)) for name in model.denoisers}
+        self._groups = {name: group_of(module) for name, module in model.denoisers.items()}
         self._mask: Tensor | None = None  # (height, width), 1 where the region is
         self._aspect: float | None = None  # of the call's picture, height to width
         self._refused: dict[str, str] = {}
@@ -200,7 +202,7 @@ class RegionWatch:
             return run()
         branch = f"{name} branch {place.number}"
         if rows is None and memory.since and self._regions.limit is not None:
-            self._measure(branch, memory, step, prediction)
+            self._measure(name, branch, memory, step, prediction)
         self._note(branch, memory, rows)
         return with_first(output, self._learn(memory, step, prediction, rows))
 
@@ -232,7 +234,7 @@ class RegionWatch:
                 memory.masked = inside.to(owing.device), in_buckets(int(inside.sum()), memory.grid.tokens)
             inside, count = memory.masked
             owing = torch.where(inside, owing + owing.max() + 1, owing)
-        return Rows(largest(owing, count), memory.grid.tokens)
+        return Rows(of_first(largest(owing, count), self._groups[name]), memory.grid.tokens)
 
     def _learn(self, memory: Memory, step: Step, prediction: Tensor, rows: Rows | None) -> Tensor:
         """The prediction, with forecasts for the tokens that were not computed."""
@@ -248,14 +250,15 @@ class RegionWatch:
         memory.known = learned(memory.known, tokens, computed, step.sigma)
         return prediction if rows is None else memory.grid.join(tokens)
 
-    def _measure(self, branch: str, memory: Memory, step: Step, prediction: Tensor) -> None:
+    def _measure(self, name: str, branch: str, memory: Memory, step: Step, prediction: Tensor) -> None:
         """What the forecasts would have missed by at a step that computes all."""
         assert memory.known is not None
         assert memory.grid is not None
         assert self._regions.limit is not None
         error = relative_change(forecast(memory.known, step.sigma), memory.grid.split(prediction))
         self.facts["measured"].setdefault(branch, []).append([step.index, error])
-        memory.stopped = memory.stopped or not error <= self._regions.limit
+        missed = agreed(not error <= self._regions.limit, self._groups[name])
+        memory.stopped = memory.stopped or missed
         self.facts["stopped"] = self.facts["stopped"] or memory.stopped
 
     def _note(self, branch: str, memory: Memory, rows: Rows | None) -> None:

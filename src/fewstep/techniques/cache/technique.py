@@ -199,8 +199,8 @@ class Cache(Technique):
             facts["threshold"] = full.threshold
         rules = Rules(full.threshold or math.inf, full.warmup or 0.0, full.longest, full.limit)
         engine = Engine(gate, predictor, rules, facts, easycache_learns if full.gate == "easycache" else None)
-        if groups := {name: group for name, one in model.denoisers.items() if (group := group_of(one)) is not None}:
-            engine.agree = lambda name, decision: agreed(decision, groups[name]) if name in groups else decision
+        groups = {name: group_of(one) for name, one in model.denoisers.items()}
+        engine.agree = lambda name, decision: agreed(decision, groups[name])
         watch = StackWatch(model, engine, full.part).install()
         wish = Wish(
             full.gate, predictor, full.threshold, full.target_speedup, full.psnr, full.prompts, full.calibration

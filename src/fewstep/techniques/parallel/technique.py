@@ -60,6 +60,13 @@ class Parallel(Technique):
     tensor: int = 1
     vae: int = 1
 
+    @property
+    def claimed(self) -> frozenset[str]:
+        """Where it shares layers or the decoder alone, tokens are left to others: each process has them all."""
+        layout = self.stated
+        left = not self.auto and layout.data == layout.guidance == layout.sequence == 1
+        return self.claims - {"block.tokens"} if left else self.claims
+
     def faults(self) -> list[str]:
         if self.auto and self.stated != Layout():
             return ["A parallel layout is either auto or stated in numbers: leave one of the two out."]
