@@ -140,7 +140,9 @@ class Sparse:
         for (path, call), (keys, _) in plain.kept.items():
             apart, text = rows_apart(keys, other.kept[path, call][0]), keys.shape[1] - self.tokens
             if apart not in ([], [0], [text]):
-                raise NotSparse(f"The keys of a {kind} are not one for each token.")
+                raise NotSparse(
+                    f"The keys of a {kind} depend on other tokens; quantization with one scale for all does that."
+                )
             if apart:
                 first[path.partition(":")[2], call] = apart == [0]
         if not first:

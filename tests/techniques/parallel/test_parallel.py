@@ -24,7 +24,7 @@ from fewstep.errors import FewstepError, RecipeError
 from fewstep.machine import Machine
 from fewstep.models.model import Model
 from fewstep.recipe import Recipe
-from fewstep.techniques import Cache, Parallel
+from fewstep.techniques import Cache, Parallel, Quantize
 from fewstep.techniques.parallel.decode import SpreadDecoder
 from fewstep.techniques.parallel.processes import joined
 from fewstep.techniques.parallel.technique import guides
@@ -99,6 +99,26 @@ def test_four_processes_give_what_one_does() -> None:
 @pytest.mark.slow
 def test_four_processes_give_what_one_does_in_every_family() -> None:
     start(all_families(FOUR), 4, 900)
+
+
+def _few_bits(rank: int) -> None:
+    """A scale a token: what a token's numbers are rounded to does not depend on who has the others."""
+    quantize = Quantize("fp8-dynamic", min_features=8, emulate=True)
+    with joined():
+        for name, parallel in (("wan", Parallel(ulysses=2)), ("wan", Parallel(guidance=2)), ("flux", Parallel(ring=2))):
+            pipe, call = PIPELINES[name]()
+            pipe.set_progress_bar_config(disable=True)
+            alone = accelerate(pipe, quantize)
+            plain = output(alone, call, 1)
+            alone.remove()
+            fast = accelerate(pipe, [quantize, parallel])
+            got = output(fast, call, 1)
+            # A number between two of FP8 may be rounded to the other one.
+            assert float((got - plain).abs().mean()) <= 1e-4 * float(plain.abs().mean()), (name, parallel)
+
+
+def test_quantized_weights_on_two_processes_give_what_they_give_on_one() -> None:
+    start(_few_bits, 2)
 
 
 def _apart(rank: int) -> None:
