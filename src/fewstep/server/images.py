@@ -38,7 +38,7 @@ def routes(service: Service) -> APIRouter:
         if asked.fewstep.strength is not None:
             raise invalid("Only edits have a strength: leave it out.", "fewstep.strength")
         work = work_of(entry, facts, size_of(facts, asked.size), asked.fewstep)
-        return await answer(request, caller, asked, work)
+        return await _answer(service, request, caller, asked, work)
 
     @router.post("/v1/images/edits", openapi_extra=described(EditRequest, (FORM,), FILES))
     async def edit(request: Request, caller: KeyEntry = admitted) -> ImagesResponse:
@@ -48,34 +48,7 @@ def routes(service: Service) -> APIRouter:
         size = width_height(body.asked.size) or fitting(image.size, facts)
         work = work_of(entry, facts, size, body.asked.fewstep)  # before anything of that size is made
         image, mask = image.resize(size), mask and mask.resize(size)
-        return await answer(request, caller, body.asked, work, image, mask)
-
-    async def answer(
-        request: Request,
-        caller: KeyEntry,
-        asked: ImageRequest,
-        work: Work,
-        image: Image.Image | None = None,
-        mask: Image.Image | None = None,
-    ) -> ImagesResponse:
-        service.check_waiting(caller)
-        seed = seed_of(asked.fewstep)
-        shots = [Shot(asked.prompt, seed + i, image, mask) for i in range(asked.n or 1)]
-        made = await _made(request, service, Ticket(work, shots, caller.name))
-        suffix = asked.output_format or "png"
-        data = await run_in_threadpool(_encoded, made, suffix, asked.output_compression)
-        if asked.response_format == "url":
-            files = [await run_in_threadpool(_kept, service, one, suffix) for one in data]
-            pictures = [Picture(url=str(request.url_for("file_content", id=file.id))) for file in files]
-        else:
-            pictures = [Picture(b64_json=base64.b64encode(one).decode()) for one in data]
-        return ImagesResponse(
-            created=int(time.time()),
-            data=pictures,
-            output_format=suffix,
-            size="{}x{}".format(*made[0].size),
-            fewstep=Made(seed=seed, recipe=work.recipe),
-        )
+        return await _answer(service, request, caller, body.asked, work, image, mask)
 
     @router.get("/v1/files/{id}/content", response_class=FileResponse)
     def file_content(id: str) -> FileResponse:
@@ -86,6 +59,36 @@ def routes(service: Service) -> APIRouter:
         return FileResponse(path, media_type=TYPES[path.suffix[1:]])
 
     return router
+
+
+async def _answer(
+    service: Service,
+    request: Request,
+    caller: KeyEntry,
+    asked: ImageRequest,
+    work: Work,
+    image: Image.Image | None = None,
+    mask: Image.Image | None = None,
+) -> ImagesResponse:
+    """The pictures of a request, made in their turn."""
+    service.check_waiting(caller)
+    seed = seed_of(asked.fewstep)
+    shots = [Shot(asked.prompt, seed + i, image, mask) for i in range(asked.n or 1)]
+    made = await _made(request, service, Ticket(work, shots, caller.name))
+    suffix = asked.output_format or "png"
+    data = await run_in_threadpool(_encoded, made, suffix, asked.output_compression)
+    if asked.response_format == "url":
+        files = [await run_in_threadpool(_kept, service, one, suffix) for one in data]
+        pictures = [Picture(url=str(request.url_for("file_content", id=file.id))) for file in files]
+    else:
+        pictures = [Picture(b64_json=base64.b64encode(one).decode()) for one in data]
+    return ImagesResponse(
+        created=int(time.time()),
+        data=pictures,
+        output_format=suffix,
+        size="{}x{}".format(*made[0].size),
+        fewstep=Made(seed=seed, recipe=work.recipe),
+    )
 
 
 async def _made(request: Request, service: Service, ticket: Ticket) -> list[Image.Image]:

@@ -38,38 +38,11 @@ def routes(service: Service) -> APIRouter:
     @router.post("/v1/videos", openapi_extra=described(VideoRequest, (JSON, FORM), FILES))
     async def create(request: Request, caller: KeyEntry = admitted) -> Video:
         body = await read(request, VideoRequest, FILES)
-        asked = body.asked
-        entry, facts = service.model(asked.model, "video")
-        size = size_of(facts, asked.size)
-        if size is None:
-            raise invalid(f"{entry.name} has no size of its own: name one.", "size", "missing_required_parameter")
-        seconds, frames = length(entry, facts, asked.seconds)
-        work = replace(work_of(entry, facts, size, asked.fewstep), frames=frames)
-        if work.strength is not None:
-            raise invalid("A video has no strength: leave it out.", "fewstep.strength")
-        reference = await run_in_threadpool(_reference, body, entry, facts, size)
-        job = {
-            "id": new_id("video"),
-            "owner": caller.name,
-            "model": entry.name,
-            "prompt": asked.prompt,
-            "size": f"{size[0]}x{size[1]}",
-            "seconds": seconds,
-            "work": {"call": asdict(work), "seed": seed_of(asked.fewstep)},
-            "reference": reference,
-        }
+        job = await run_in_threadpool(_asked, service, body, caller)
         async with accepting:
             service.check_waiting(caller)
-            made = await run_in_threadpool(accept, job)
+            made = await run_in_threadpool(_accepted, service, job)
         return as_video(made)
-
-    def accept(job: Mapping[str, Any]) -> Job:
-        try:
-            made = service.jobs.add(job, now=service.results.clock(), most=service.config.limits.queue)
-        except QueueFull as full:
-            raise service.worker.full("video", full.waiting) from None
-        service.worker.awake()
-        return made
 
     @router.get("/v1/videos")
     def listed(
@@ -113,6 +86,47 @@ def routes(service: Service) -> APIRouter:
         raise invalid(f"The model {own(id, caller).model!r} can't remix videos.", code="unsupported_by_model")
 
     return router
+
+
+def _asked(service: Service, body: Body[VideoRequest], caller: KeyEntry) -> dict[str, Any]:
+    """A request as the job that it asks for.
+
+    Raises:
+        ApiError: 400 or 404, what it asks for can't be made.
+    """
+    asked = body.asked
+    entry, facts = service.model(asked.model, "video")
+    size = size_of(facts, asked.size)
+    if size is None:
+        raise invalid(f"{entry.name} has no size of its own: name one.", "size", "missing_required_parameter")
+    seconds, frames = length(entry, facts, asked.seconds)
+    work = replace(work_of(entry, facts, size, asked.fewstep), frames=frames)
+    if work.strength is not None:
+        raise invalid("A video has no strength: leave it out.", "fewstep.strength")
+    return {
+        "id": new_id("video"),
+        "owner": caller.name,
+        "model": entry.name,
+        "prompt": asked.prompt,
+        "size": f"{size[0]}x{size[1]}",
+        "seconds": seconds,
+        "work": {"call": asdict(work), "seed": seed_of(asked.fewstep)},
+        "reference": _reference(body, entry, facts, size),
+    }
+
+
+def _accepted(service: Service, job: Mapping[str, Any]) -> Job:
+    """The job in the queue.
+
+    Raises:
+        ApiError: 429, the queue is full.
+    """
+    try:
+        made = service.jobs.add(job, now=service.results.clock(), most=service.config.limits.queue)
+    except QueueFull as full:
+        raise service.worker.full("video", full.waiting) from None
+    service.worker.awake()
+    return made
 
 
 def as_video(job: Job) -> Video:
