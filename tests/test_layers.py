@@ -10,7 +10,7 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src"
 LAYERS = (  # from the ground up; a module may import its own layer and those before it
-    {"compilation", "errors", "files", "layout", "machine", "media", "muon", "progress"},
+    {"compilation", "errors", "files", "layout", "machine", "media", "muon", "progress", "text"},
     {"diffusion", "numerics"},
     {"models"},
     {"calibrate"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import InputError
+from fewstep.text import readable
 
 JSON_LINES = (".jsonl", ".ndjson")
 TEXT_LINES = (".txt",)
@@ -53,11 +53,6 @@ class Prompts:
     broken: tuple[Broken, ...]
 
 
-def _text(value: Any) -> bool:
-    """Whether it is text that can be read: no bytes that are no UTF-8, no control characters."""
-    return isinstance(value, str) and all(unicodedata.category(c) not in ("Cc", "Cs") or c.isspace() for c in value)
-
-
 def _whole(least: int, below: float = math.inf) -> Callable[[Any], bool]:
     return lambda value: type(value) is int and least <= value < below
 
@@ -74,12 +69,12 @@ ARGUMENTS: Rules = {
     "width": (_whole(1), "a whole number, at least 1"),
     "height": (_whole(1), "a whole number, at least 1"),
     "frames": (_whole(1), "a whole number, at least 1"),
-    "negative_prompt": (_text, "a text"),
+    "negative_prompt": (readable, "a text"),
 }
 FIELDS: Rules = {
-    "prompt": (lambda value: _text(value) and bool(value.strip()), "a text of at least one word"),
+    "prompt": (lambda value: readable(value) and bool(value.strip()), "a text of at least one word"),
     "seed": (_whole(0, SEEDS), "a whole number from 0 to 2^63 - 1"),
-    "id": (lambda value: (_text(value) and value != "") or type(value) is int, "a text or a whole number"),
+    "id": (lambda value: (readable(value) and value != "") or type(value) is int, "a text or a whole number"),
     **ARGUMENTS,
 }
 

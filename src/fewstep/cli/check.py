@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fewstep.errors import InputError, MachineError, RecipeError, bad_value
+from fewstep.text import readable
 
 if TYPE_CHECKING:
     from fewstep.recipe import Recipe
@@ -29,8 +29,7 @@ def prompt_text(prompt: str, command: str) -> None:
     Raises:
         InputError: the prompt is no text.
     """
-    readable = all(unicodedata.category(c) not in ("Cc", "Cs") or c.isspace() for c in prompt)
-    if not prompt.strip() or not readable:
+    if not prompt.strip() or not readable(prompt):
         raise InputError(bad_value("PROMPT", command, "a text of at least one word", prompt))
 
 

@@ -7,17 +7,18 @@ you like" ("auto"): nothing that a client asks for is dropped in silence.
 from __future__ import annotations
 
 import re
-import unicodedata
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from fewstep.text import readable
 
 PROMPT_MOST = 32_000  # characters, as OpenAI's
 SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)
 
 
 def _readable(text: str) -> str:
-    if not text.strip() or any(unicodedata.category(c) in ("Cc", "Cs") and not c.isspace() for c in text):
+    if not text.strip() or not readable(text):
         raise ValueError("must be readable text of at least one word")
     return text
 
