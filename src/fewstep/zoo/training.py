@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,32 @@ from fewstep.files import read_json, write_json
 from fewstep.machine import Machine
 from fewstep.models.load import load
 from fewstep.muon import Muon
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a recipe's run can be told: an autoencoder, text encoders that read, and a teacher, one after the other."""
+
+    scenes: int = 20_000
+    vae_steps: int = 4000
+    vae_batch: int = 32
+    vae_kl: float = 1e-4
+    text_steps: int = 1000
+    text_batch: int = 128
+    text_rate: float = 1e-3
+    teacher_steps: int = 10_000
+    teacher_batch: int = 64
+    muon_rate: float = 5e-3  # the matrices of the transformer's blocks
+    adam_rate: float = 1e-3  # everything else
+    rate: float = 1.0  # times both of these
+    prompt_dropout: float = 0.1  # how often a prompt is left out, which is what guidance needs
+    align: float = 0.5  # weight of reading the scene from inside the transformer; fades out before the rates fall
+    ema: float = 0.999
+    save_every: int = 100
+    compile: bool = True
+    seed: int = 0
+    start: str | None = None  # a pipeline to go on from: its decoder and transformer are trained further
+    new_text: bool = False  # with `start`: text encoders with fresh weights learn to read in place of its own
 
 
 def same_run(out: Path, settings: Mapping[str, Any]) -> None:

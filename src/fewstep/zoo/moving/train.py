@@ -31,7 +31,7 @@ from fewstep.zoo.moving.pipeline import CALL, PROMPT_TOKENS, build_pipeline
 from fewstep.zoo.moving.reading import COLUMNS, QUESTIONS
 from fewstep.zoo.moving.scenes import FRAMES
 from fewstep.zoo.steps import Steps
-from fewstep.zoo.training import autocast, go_on_from, kernels, matrices_in, optimizers, same_run
+from fewstep.zoo.training import Course, autocast, go_on_from, kernels, matrices_in, optimizers, same_run
 from fewstep.zoo.worded import WORDINGS
 from fewstep.zoo.words import as_tokens, misread
 
@@ -45,32 +45,16 @@ TIMESTEPS = 1000  # the transformer is told t times this
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Course):
     """One run."""
 
-    scenes: int = 20_000
-    vae_steps: int = 4000
     vae_batch: int = 4
     vae_muon_rate: float = 4e-3  # the kernels of its convolutions
-    vae_adam_rate: float = 1e-3  # everything else
-    vae_kl: float = 1e-4
+    vae_adam_rate: float = 1e-3  # everything else of it
     text_steps: int = 500
-    text_batch: int = 128
-    text_rate: float = 1e-3
     teacher_steps: int = 8000
     teacher_batch: int = 32
-    muon_rate: float = 5e-3  # the matrices of the transformer's blocks
-    adam_rate: float = 1e-3  # everything else
-    rate: float = 1.0  # times both of these
-    prompt_dropout: float = 0.1  # how often a prompt is left out, which is what guidance needs
     pairs: float = 0.6  # share of the batches that shows two objects: they are the harder clips
-    align: float = 0.5  # weight of reading the scene from inside the transformer; fades out before the rates fall
-    ema: float = 0.999
-    save_every: int = 100
-    compile: bool = True
-    seed: int = 0
-    start: str | None = None  # a pipeline to go on from: its decoder and transformer are trained further
-    new_text: bool = False  # with `start`: a text encoder with fresh weights learns to read in place of its own
 
 
 def train(out: Path, settings: Settings = Settings(), device: str = "cpu") -> Path:

@@ -30,7 +30,7 @@ from fewstep.zoo.shapes.pipeline import CALL, PROMPT_TOKENS, build_pipeline
 from fewstep.zoo.shapes.reading import COLUMNS, QUESTIONS
 from fewstep.zoo.shapes.scenes import IMAGE_SIZE, SHAPES
 from fewstep.zoo.steps import Steps
-from fewstep.zoo.training import autocast, go_on_from, matrices_in, optimizers, same_run
+from fewstep.zoo.training import Course, autocast, go_on_from, matrices_in, optimizers, same_run
 from fewstep.zoo.worded import WORDINGS
 from fewstep.zoo.words import as_tokens, misread
 
@@ -43,30 +43,12 @@ GHOST, GHOST_FROM = 0.4, 0.5  # how strong another picture's objects show in a n
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Course):
     """One run. The shipped weights were made in several, each going on from the one before: see docs/log.md."""
 
     scenes: int = 64_000
     vae_steps: int = 3000
-    vae_batch: int = 32
     vae_rate: float = 1e-3
-    vae_kl: float = 1e-4
-    text_steps: int = 1000
-    text_batch: int = 128
-    text_rate: float = 1e-3
-    teacher_steps: int = 10_000
-    teacher_batch: int = 64
-    muon_rate: float = 5e-3  # the matrices of the transformer's blocks
-    adam_rate: float = 1e-3  # everything else
-    rate: float = 1.0  # times both of these
-    prompt_dropout: float = 0.1  # how often a prompt is left out, which is what guidance needs
-    align: float = 0.5  # weight of reading the scene from inside the transformer; fades out before the rates fall
-    ema: float = 0.999
-    save_every: int = 100
-    compile: bool = True
-    seed: int = 0
-    start: str | None = None  # a pipeline to go on from: its decoder and transformer are trained further
-    new_text: bool = False  # with `start`: text encoders with fresh weights learn to read in place of its own
 
 
 def train(out: Path, settings: Settings = Settings(), device: str = "cpu") -> Path:
