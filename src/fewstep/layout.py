@@ -72,10 +72,9 @@ def chosen(processes: int, heads: int, guided: bool, decodes: bool, tensor: int 
     layout = Layout(1, guidance, rest // ulysses, ulysses, tensor, processes if decodes else 1)
     layers = f"layers in {tensor}, since they are too large for one; " if tensor > 1 else ""
     branches = "it has two branches" if guided else "it has one branch"
-    why = (
-        f"{processes} processes: {layers}guidance in {guidance} ({branches}), and tokens in {rest}: {ulysses} of them "
-    )
-    return layout, why + f"by the {heads} heads, {layout.ring} in a ring. The decoder in {layout.vae}."
+    tokens = f"tokens in {rest}: {ulysses} of them by the {heads} heads, {layout.ring} in a ring"
+    why = f"{processes} processes: {layers}guidance in {guidance} ({branches}), and {tokens}."
+    return layout, f"{why} The decoder in {layout.vae}."
 
 
 def parts_that_fit(processes: int, heads: int, weights: float, room: float) -> int:

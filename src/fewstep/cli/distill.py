@@ -114,7 +114,7 @@ def paths(
 
     The same command goes on where it stopped, and a worker that dies is replaced.
 
-    **Example:** `fewstep distill paths examples/four_steps.yaml --workers 2`
+    **Example:** `fewstep distill paths examples/distill.yaml --workers 2`
     """
     for option, count in {"--workers": workers, "--threads": threads}.items():
         at_least(1, count, option, "fewstep distill paths")
