@@ -86,6 +86,20 @@ def test_the_others_end_with_the_first() -> None:
         start(_ends, 2, seconds=60)
 
 
+def _fails(rank: int) -> None:
+    with joined(), together(live_model(Parallel(ulysses=2))) as model:
+        if model is not None:
+            with Session(model, "a red ring", seed=3, paced=False) as session:
+                next(iter(session))
+                model.noise = lambda generator: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+                list(session)
+
+
+def test_what_goes_wrong_on_the_first_alone_ends_both() -> None:
+    with pytest.raises(Exception, match="The live session ended: division by zero"):
+        start(_fails, 2, seconds=60)
+
+
 def test_one_process_alone_has_its_model() -> None:
     model = live_model()
     with together(model) as same:

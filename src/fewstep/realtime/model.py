@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,12 +122,10 @@ class LiveModel:
             raise InputError(bad_value("prompt", "a live session", "some text", prompt))
         with self.lock:
             if prompt not in self._conditions:
-                if self.peers is not None:
-                    self.peers.say("condition", prompt)
                 while len(self._conditions) >= KNOWN:
                     del self._conditions[next(iter(self._conditions))]
                 # The pipeline's call is read, and what its denoiser answers is of no use.
-                with self.causal.unmasked(), torch.no_grad():
+                with self._told("condition", prompt), self.causal.unmasked(), torch.no_grad():
                     self._conditions[prompt] = self.denoiser.condition(prompt=prompt)
             return self._conditions[prompt]
 
@@ -135,14 +134,16 @@ class LiveModel:
         with self.lock, self.decoding:
             if frozenset(self.engaged) == names:
                 return
-            if self.peers is not None:
-                self.peers.say("put_on", names)
             self.changes += 1
             self._conditions.clear()
-            if self._on is not None:
-                self._on.remove()
-            chosen = [one for name, one in self.techniques.items() if name in names]
-            self._on = accelerate(self.pipe, chosen) if chosen else None
+            with self._told("put_on", names):
+                if self._on is not None:
+                    self._on.remove()
+                chosen = [one for name, one in self.techniques.items() if name in names]
+                self._on = accelerate(self.pipe, chosen) if chosen else None
+
+    def _told(self, what: str, *given: Any) -> AbstractContextManager[None]:
+        return nullcontext() if self.peers is None else self.peers.told(what, *given)
 
     @property
     def engaged(self) -> dict[str, Engaged]:

@@ -44,7 +44,7 @@ def together(model: LiveModel) -> Iterator[LiveModel | None]:
         yield model
     finally:
         model.peers = None
-        peers.say(None)
+        peers.end()
 
 
 def stream(model: LiveModel, prompt: str, seed: int) -> Rolling:
@@ -60,22 +60,24 @@ class Led(Rolling):
 
     def __init__(self, model: LiveModel, peers: Peers, prompt: str, seed: int) -> None:
         self._peers, self._number = peers, next(peers.numbers)
-        peers.say("open", self._number, prompt, seed)
-        super().__init__(model, prompt, seed)
+        with peers.told("open", self._number, prompt, seed):
+            super().__init__(model, prompt, seed)
 
     def chunk(self, steps: int) -> Tensor:
         self.model.condition(self.prompt)
-        self._peers.say("chunk", self._number, steps, self.cached)
-        return super().chunk(steps)
+        with self._peers.told("chunk", self._number, steps, self.cached):
+            return super().chunk(steps)
 
     def turn(self, prompt: str, how: OnPrompt) -> None:
         self.model.condition(prompt)
-        self._peers.say("turn", self._number, prompt, how)
-        super().turn(prompt, how)
+        with self._peers.told("turn", self._number, prompt, how):
+            super().turn(prompt, how)
 
     def close(self) -> None:
         with self.model.lock:
-            self._peers.say("close", self._number)
+            if not self._peers.lost:
+                with self._peers.told("close", self._number):
+                    super().close()
 
 
 def _follow(model: LiveModel, peers: Peers) -> None:

@@ -126,19 +126,43 @@ def _group(mesh: DeviceMesh) -> Any:
 class Peers:
     """What the first process of the world tells the others, in the order in which it does it.
 
-    All processes must begin with it. `numbers`: to call things by, each once.
+    All processes must begin with it.
+
+    Attributes:
+        numbers: to call things by, each once.
+        lost: something went wrong here that the others know nothing of, so they can't be spoken to any more.
     """
 
     def __init__(self) -> None:
-        self.numbers = count()
+        self.numbers, self.lost = count(), False
         self._group = dist.new_group(backend="gloo", timeout=QUIET)
 
-    def say(self, what: str | None, *given: Any) -> None:
-        """To all others. None: there is nothing more to come."""
+    @contextmanager
+    def told(self, what: str, *given: Any) -> Iterator[None]:
+        """The block is what the others do at the same time.
+
+        Raises:
+            FewstepError: they were lost before.
+        """
+        if self.lost:
+            raise FewstepError("The other processes no longer do what this one does: end all of them and begin anew.")
+        self._say(what, *given)
+        try:
+            yield
+        except BaseException:
+            self.lost = True
+            raise
+
+    def end(self) -> None:
+        """There is nothing more to come. Those that are lost see it by the end of this process."""
+        if not self.lost:
+            self._say(None)
+
+    def _say(self, what: str | None, *given: Any) -> None:
         dist.broadcast_object_list([(what, *given)], src=0, group=self._group)
 
     def hear(self) -> tuple[Any, ...]:
-        """The next that the first process says."""
+        """The next that the first process says; (None,) at the end."""
         said: list[Any] = [None]
         dist.broadcast_object_list(said, src=0, group=self._group)
         heard: tuple[Any, ...] = said[0]
