@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +83,24 @@ def test_each_model_is_trained_by_its_own_recipe(
 
 def test_training_needs_a_device_that_is_there(fewstep: Fewstep, tmp_path: Path) -> None:
     assert "no device 'abacus'" in fewstep("zoo", "train", "shapes", "--out", tmp_path, "--device", "abacus").refusal
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "layout"), [("shapes-4step", "ulysses: 2"), ("shapes", "guidance: 2, vae: 2"), ("shapes", "tensor: 2")]
+)
+def test_two_processes_draw_what_was_asked_as_often_as_one(
+    fewstep: Fewstep, tmp_path: Path, model: str, layout: str
+) -> None:
+    recipe = tmp_path / "two.yaml"
+    recipe.write_text(f"techniques:\n  - parallel: {{{layout}}}\n")
+    asked = ["zoo", "eval", model, "--steps", "4", "--prompts", "24", "--json"]
+    alone = fewstep(*asked).json
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "fewstep", *asked, "--recipe", str(recipe)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    two = json.loads(done.stdout)
+    assert two["prompt_accuracy"] == alone["prompt_accuracy"]
+    assert two["frechet"] == pytest.approx(alone["frechet"], rel=1e-3)
