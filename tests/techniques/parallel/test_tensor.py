@@ -18,8 +18,9 @@ from fewstep.errors import FewstepError, RecipeError
 from fewstep.models.hooks import Hook
 from fewstep.models.model import Model
 from fewstep.techniques import Parallel, Quantize, Regions
+from fewstep.techniques.parallel.cuts import Cut, plan
 from fewstep.techniques.parallel.processes import joined
-from fewstep.techniques.parallel.tensor import Cut, own_rotations, plan
+from fewstep.techniques.parallel.tensor import own_rotations
 from tests.distill.processes import start
 from tests.models.tiny import PIPELINES, eval_
 

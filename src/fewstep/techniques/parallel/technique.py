@@ -22,12 +22,13 @@ from fewstep.models.hooks import Hook
 from fewstep.models.model import Model
 from fewstep.models.streams import block_lists
 from fewstep.techniques.base import Engaged, Stage, Technique, undo_all
+from fewstep.techniques.parallel.cuts import uncuttable
 from fewstep.techniques.parallel.decode import SpreadDecoder
 from fewstep.techniques.parallel.exchange import Exchange
 from fewstep.techniques.parallel.guidance import Ahead, SharedGuidance, SharedSamples
 from fewstep.techniques.parallel.processes import Mesh, check_same, own_device, world
 from fewstep.techniques.parallel.sequence import SpreadDenoiser
-from fewstep.techniques.parallel.tensor import TensorDenoiser, uncuttable
+from fewstep.techniques.parallel.tensor import TensorDenoiser
 
 ROOM = 0.8  # of a device's memory, for weights
 
