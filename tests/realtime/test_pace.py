@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewstep.errors import InputError
-from fewstep.realtime.pace import Controller, FrameClock
+from fewstep.realtime.pace import Controller, FrameClock, Level, levels
 
 
 def test_the_first_frame_is_due_at_once_and_the_others_after_the_lead() -> None:
@@ -40,23 +40,54 @@ def test_work_that_is_always_quicker_than_its_frames_misses_nothing(spent: list[
     assert clock.jitter() == 0
 
 
+@given(st.lists(st.tuples(st.integers(1, 9), st.sampled_from([4.0, 8.0, 16.0])), min_size=1, max_size=40))
+def test_a_clock_that_changes_its_pace_leaves_no_gap(changes: list[tuple[int, float]]) -> None:
+    clock, frame = FrameClock(fps=16, held=4), 1
+    before = clock.due(frame)
+    for frames, fps in changes:
+        clock.run_at(fps, frame)
+        assert clock.due(frame) == pytest.approx(before)
+        assert clock.due(frame + 1) - clock.due(frame) == pytest.approx(1 / fps)
+        frame += frames
+        before = clock.due(frame)
+
+
+def test_levels_are_steps_and_then_a_slower_clock() -> None:
+    assert [(one.steps, one.fps) for one in levels(4, 16)] == [(4, 16), (2, 16), (1, 16), (1, 8), (1, 4)]
+    assert [one.steps for one in levels(6, 16)] == [6, 3, 1, 1, 1]
+    assert str(Level(1, 8.0)) == "1 step at 8 frames a second"
+
+
 def test_the_controller_takes_fewer_steps_under_load_and_more_when_there_is_room() -> None:
-    control = Controller([4, 2, 1], patience=3)
+    control = Controller(levels(4, 16), patience=3)
     for chunk in range(10):
-        control.heard(chunk, 0.05 + 0.07 * control.steps, has=0.25)  # 4 steps: 132%, 2: 76%
-    assert control.steps == 2
-    assert "4 steps took 132% of the time, now 2" in control.said[-1]
+        control.heard(chunk, 0.05 + 0.07 * control.now.steps, has=4 / control.now.fps)  # 4 steps: 132%, 2: 76%
+    assert control.now == Level(2, 16)
+    assert control.said[-1].endswith(
+        "4 steps at 16 frames a second took 132% of the time, now 2 steps at 16 frames a second"
+    )
     for chunk in range(10):
-        control.heard(chunk, 0.01 * control.steps, has=0.25)
-    assert control.steps == 4
+        control.heard(chunk, 0.01 * control.now.steps, has=4 / control.now.fps)
+    assert control.now == Level(4, 16)
+
+
+def test_the_controller_slows_the_clock_where_one_step_is_too_much_and_hurries_it_again() -> None:
+    control = Controller(levels(4, 16), patience=3)
+    for chunk in range(10):
+        control.heard(chunk, 0.4, has=4 / control.now.fps)  # 160% at 16 frames a second, 80% at 8
+    assert control.now == Level(1, 8)
+    assert control.said[-1].endswith("now 1 step at 8 frames a second")
+    for chunk in range(40):
+        control.heard(chunk, 0.01 * control.now.steps, has=4 / control.now.fps)
+    assert control.now == Level(4, 16)
 
 
 @given(st.lists(st.floats(0.001, 3), min_size=1, max_size=60))
 def test_the_controller_stays_within_its_levels(spent: list[float]) -> None:
-    control = Controller([8, 4, 2, 1])
+    control = Controller(levels(8, 16))
     for chunk, seconds in enumerate(spent):
         control.heard(chunk, seconds, has=1.0)
-        assert control.steps in (8, 4, 2, 1)
+        assert control.now in control.levels
 
 
 def test_values_out_of_range_are_refused() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -207,3 +207,22 @@ def test_values_that_fit_nothing_are_refused(model: LiveModel) -> None:
             Session(model, prompt)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="tiny video is no live model"):
         LiveModel.of(video_pipeline())
+
+
+def test_a_clock_that_can_not_be_kept_is_slowed_down_and_says_so(model: LiveModel) -> None:
+    with Session(model, "a red ring", fps=64, seed=0) as session:
+        chunk_of = session._rolling.chunk
+
+        def slow(steps: int) -> torch.Tensor:
+            time.sleep(0.1)  # four frames at 64 a second have 0.06 s
+            return chunk_of(steps)
+
+        session._rolling.chunk = slow  # type: ignore[method-assign]
+        chunks = list(islice(session, 24))
+        assert "frames a second" in session.stats.said
+    paces = [float(chunk.work["fps"]) for chunk in chunks]
+    assert paces[0] == 64
+    assert min(paces) < 64
+    for before, after in pairwise(chunks[1:]):
+        if after.index == before.index + 4 and before.work["fps"] == after.work["fps"]:
+            assert after.due - before.due == pytest.approx(4 / float(after.work["fps"]))

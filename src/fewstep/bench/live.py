@@ -88,7 +88,7 @@ def show(chunks: Iterable[Chunk], fps: float, seconds: float) -> Shown:
         missed += bool(shown) and now - chunk.due > start
         start = now if not shown else max(start, now - chunk.due)
         for i in range(len(chunk.frames)):
-            due = start + chunk.due + i / fps
+            due = start + chunk.due + i / float(chunk.work.get("fps", fps))
             time.sleep(max(0.0, due - time.monotonic()))
             shown.append(time.monotonic())
         steps.append(float(chunk.work["steps"]))

@@ -12,6 +12,26 @@ from fewstep.errors import InputError, bad_value
 
 KEPT = 600  # chunks whose lateness is remembered
 SMOOTH = 0.5  # weight of the newest chunk in the load
+PACES = 16  # changes of a clock's pace that it remembers
+SLOWEST = 4  # a clock is slowed down to one part in so many
+
+
+@dataclass(frozen=True)
+class Level:
+    """What chunks may cost: steps, and how many frames a second there are."""
+
+    steps: int
+    fps: float
+
+    def __str__(self) -> str:
+        return f"{self.steps} step{'s' * (self.steps != 1)} at {self.fps:g} frames a second"
+
+
+def levels(steps: int, fps: float) -> list[Level]:
+    """From all the steps down to one, by halves; then with a slower clock, by halves."""
+    halves = [steps >> i for i in range(steps.bit_length())]
+    slower = [fps / 2**i for i in range(1, SLOWEST.bit_length())]
+    return [*(Level(n, fps) for n in halves), *(Level(1, slow) for slow in slower)]
 
 
 @dataclass
@@ -21,7 +41,7 @@ class FrameClock:
     Times are seconds of one monotonic clock.
 
     Attributes:
-        fps: frames a second.
+        fps: frames a second, at the start.
         held: frame intervals for which the first frame stays: the lead, in which the second chunk is made.
 
     Raises:
@@ -33,14 +53,22 @@ class FrameClock:
     started: float | None = None
     missed: int = 0
     _late: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
+    _paces: deque[tuple[int, float, float]] = field(default_factory=lambda: deque(maxlen=PACES))  # from, due, fps
 
     def __post_init__(self) -> None:
         if not 0 < self.fps <= 240:
             raise InputError(bad_value("fps", "a live session", "above 0, at most 240", self.fps))
+        self._paces.append((0, self.held / self.fps, self.fps))
 
     def due(self, frame: int) -> float:
-        """Seconds after the first frame at which this one is shown."""
-        return 0.0 if frame == 0 else (self.held + frame) / self.fps
+        """Seconds after the first frame at which this one is shown; of a frame among the last ones."""
+        first, due, fps = next(pace for pace in reversed(tuple(self._paces)) if pace[0] <= frame)
+        return 0.0 if frame == 0 else due + (frame - first) / fps
+
+    def run_at(self, fps: float, frame: int) -> None:
+        """From this frame on there are so many a second."""
+        if fps != self._paces[-1][2]:
+            self._paces.append((frame, self.due(frame), fps))
 
     def ready(self, frame: int, now: float) -> bool:
         """A chunk whose first frame is this one is ready; returns whether it is in time. A late one moves the clock,
@@ -69,18 +97,18 @@ class FrameClock:
 
 @dataclass
 class Controller:
-    """Chooses the steps of the next chunk from how long the last ones took.
+    """Chooses what the next chunk may cost from how long the last ones took.
 
-    Above `high` of the time that a chunk has, the next one gets fewer steps; with so little load that more steps would
-    stay below `high` for `patience` chunks, it gets more.
+    Above `high` of the time that a chunk has, the next one gets fewer steps, and after that more time; with so little
+    load that the level above would stay below `high` for `patience` chunks, it goes back.
 
     Attributes:
-        levels: numbers of steps, falling.
+        levels: falling.
         load: share of a chunk's time that work takes, smoothed.
         said: what it did, newest last.
     """
 
-    levels: Sequence[int]
+    levels: Sequence[Level]
     high: float = 0.9
     patience: int = 8
     level: int = 0
@@ -89,7 +117,7 @@ class Controller:
     _calm: int = 0
 
     @property
-    def steps(self) -> int:
+    def now(self) -> Level:
         return self.levels[self.level]
 
     def heard(self, chunk: int, spent: float, has: float) -> None:
@@ -99,13 +127,17 @@ class Controller:
         if self.load > self.high and self.level + 1 < len(self.levels):
             self._go(chunk, self.level + 1)
             return
-        # A chunk's time is that of its steps, one call that writes the window, and its decoding: at most in proportion.
-        more = self.load * self.levels[self.level - 1] / self.steps if self.level else float("inf")
-        self._calm = self._calm + 1 if more < self.high else 0
+        self._calm = self._calm + 1 if self.level and self._with_more() < self.high else 0
         if self._calm >= self.patience:
             self._go(chunk, self.level - 1)
 
+    def _with_more(self) -> float:
+        """The load of the level above. A chunk's time is that of its steps, one call that writes the window, and its
+        decoding: at most in proportion."""
+        above = self.levels[self.level - 1]
+        return self.load * above.steps * above.fps / (self.now.steps * self.now.fps)
+
     def _go(self, chunk: int, level: int) -> None:
-        before, self.level, self._calm = self.steps, level, 0
-        self.said.append(f"chunk {chunk}: {before} steps took {self.load:.0%} of the time, now {self.steps}")
+        before, self.level, self._calm = self.now, level, 0
+        self.said.append(f"chunk {chunk}: {before} took {self.load:.0%} of the time, now {self.now}")
         self.load = 0.0

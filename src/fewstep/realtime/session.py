@@ -27,7 +27,7 @@ from fewstep.errors import FewstepError, InputError, bad_value
 from fewstep.machine import compute_with
 from fewstep.realtime.decode import Frames, Stream, to_bytes
 from fewstep.realtime.model import LiveModel
-from fewstep.realtime.pace import Controller, FrameClock
+from fewstep.realtime.pace import Controller, FrameClock, Level, levels
 from fewstep.realtime.peers import stream
 from fewstep.realtime.rolling import OnPrompt
 
@@ -37,7 +37,7 @@ OWN = {
     "window": "Keys and values of the past are kept, not computed anew in every step.",
     "overlap": "A chunk is decoded while the next one is denoised.",
     SMALL: "A small decoder that was distilled from the VAE draws the frames.",
-    "adapt": "Fewer steps when time runs short, more again when there is enough.",
+    "adapt": "Fewer steps when time runs short, then fewer frames a second; more again when there is enough.",
 }
 POLL = 0.05  # seconds between looks at whether the session was closed
 
@@ -51,7 +51,8 @@ class Chunk:
         index: of the first of them since the session began.
         prompt: what they show.
         due: seconds after the session's first frame at which the first of them is to be shown.
-        work: what they cost: steps, milliseconds of denoising and decoding, bytes of the window.
+        work: what they cost: steps, milliseconds of denoising and decoding, megabytes of the window; and `fps`, the
+            frames a second that they are to be shown at.
     """
 
     frames: Frames
@@ -99,7 +100,7 @@ class _Made:
     frames: int
     prompt: str
     cut: bool
-    steps: int
+    level: Level
     denoise: float
     window: int
 
@@ -152,10 +153,9 @@ class Session:
         most = self.model.steps if steps is None else steps
         self.model.times(most)
         self.fps, self._paced, self._on_prompt = fps, paced, on_prompt
-        self._controller = Controller(halves(most))
-        frames = self.model.causal.chunks.size * self.model.frames_per_latent
-        self._clock = FrameClock(fps, held=frames)
-        self._span = frames / fps
+        self._controller = Controller(levels(most, fps))
+        self._frames = self.model.causal.chunks.size * self.model.frames_per_latent  # of a chunk
+        self._clock = FrameClock(fps, held=self._frames)
         own = [name for name in OWN if name != SMALL or self.model.small is not None]
         self._tricks = dict.fromkeys((*own, *self.model.techniques), True)
         for name in off:
@@ -290,11 +290,17 @@ class Session:
                 continue
             self._deliver(made)
 
+    @property
+    def _level(self) -> Level:
+        """What the next chunk may cost."""
+        return self._controller.now if self._tricks["adapt"] else self._controller.levels[0]
+
     def _wait(self) -> None:
         """Until the next chunk's work is due; unpaced, until there is room for it."""
         if self._paced:
             while not self._closed.is_set():
-                left = self._clock.wait(self._counts.scheduled, AHEAD * self._span, time.monotonic())
+                ahead = AHEAD * self._frames / self._level.fps
+                left = self._clock.wait(self._counts.scheduled, ahead, time.monotonic())
                 if left <= 0:
                     return
                 self._closed.wait(min(left, POLL))
@@ -304,7 +310,8 @@ class Session:
     def _denoise(self) -> _Made:
         turn, self._turn = self._turn, None
         started, counts = time.monotonic(), self._counts
-        steps = self._controller.steps if self._tricks["adapt"] else self._controller.levels[0]
+        level = self._level
+        self._clock.run_at(level.fps, counts.scheduled)
         with self.model.lock:
             cut = counts.scheduled == 0
             if turn is not None:
@@ -312,7 +319,7 @@ class Session:
                 cut = cut or self._on_prompt == "cut"
                 self._rolling.turn(turn, self._on_prompt)
             self._rolling.cached = self._tricks["window"]
-            latents = self._rolling.chunk(steps)
+            latents = self._rolling.chunk(level.steps)
         frames = self.model.frames_per_latent * (latents.shape[2] - cut) + cut
         made = _Made(
             latents,
@@ -320,7 +327,7 @@ class Session:
             frames,
             self._prompt,
             cut,
-            steps,
+            level,
             time.monotonic() - started,
             self._rolling.window_bytes,
         )
@@ -341,17 +348,18 @@ class Session:
         with self.model.decoding:
             frames = to_bytes(self._chosen(made.cut)(made.latents))
         now = time.monotonic()
-        decode, counts, has = now - started, self._counts, len(frames) / self.fps
+        decode, counts, has = now - started, self._counts, len(frames) / made.level.fps
         spent = max(made.denoise, decode) if self._tricks["overlap"] else made.denoise + decode
         counts.first = now - self._began if counts.first is None else counts.first
-        counts.frames, counts.steps, counts.window = made.index + len(frames), made.steps, made.window
+        counts.frames, counts.steps, counts.window = made.index + len(frames), made.level.steps, made.window
         counts.chunks += 1
         self._clock.ready(made.index, now)
         if not made.cut:
             self._spent.append((spent, len(frames)))
             self._controller.heard(counts.chunks, spent, has)
         work: dict[str, float | int | str] = {
-            "steps": made.steps,
+            "steps": made.level.steps,
+            "fps": made.level.fps,
             "denoise_ms": round(1000 * made.denoise, 1),
             "decode_ms": round(1000 * decode, 1),
             "window_mb": round(made.window / 2**20, 2),
@@ -379,8 +387,3 @@ class Session:
 
     def _put_on(self) -> None:
         self.model.put_on(frozenset(name for name in self.model.techniques if self._tricks[name]))
-
-
-def halves(steps: int) -> list[int]:
-    """steps, half of them, and so on down to 1."""
-    return [steps, *(halves(steps // 2) if steps > 1 else [])]

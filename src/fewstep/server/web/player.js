@@ -62,6 +62,7 @@ export class Player {
     this.decoding = this.decoding.then(async () => {
       const bitmaps = await Promise.all(blobs.map((blob) => createImageBitmap(blob)));
       if (epoch !== this.epoch) return bitmaps.forEach((bitmap) => bitmap.close());
+      this.fps = header.work.fps ?? this.fps;
       const first = this.place(header, performance.now());
       bitmaps.forEach((bitmap, k) => this.queue.push({ bitmap, header, arrived, first: k === 0, time: first + (1000 * k) / this.fps }));
     }).catch((error) => console.error("A frame could not be read.", error));
