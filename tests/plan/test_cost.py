@@ -28,7 +28,7 @@ BYTES = [
     (traffic.ring, Layout(ring=2, ulysses=2), Traffic(1 * 2 * 40, 1)),
     (traffic.tensor, Layout(tensor=2), Traffic(2 * 2 * 1 / 2 * 160, 2)),
     (traffic.tensor, Layout(tensor=4, ring=2), Traffic(2 * 2 * 3 / 4 * 80, 2)),
-    (traffic.gather, Layout(ring=2, ulysses=2), Traffic(3 / 4 * 48, 1)),
+    (traffic.gather, Layout(ring=2, ulysses=2), Traffic(3 / 4 * 160, 1)),
     (traffic.guidance, Layout(guidance=2), Traffic(48, 1)),
 ]
 
@@ -117,7 +117,7 @@ def test_more_work_takes_longer(steps: int, times: int) -> None:
 def test_a_ring_hides_what_attention_leaves_time_for() -> None:
     work, l20 = work_of(network_of("hunyuan-video")), devices()["l20"]
     long = predict(work, Cluster(l20, 4), Layout(ring=4))
-    assert long.exposed < 0.01 * long.sending["ring"]
+    assert long.exposed - long.sending["gather"] < 0.01 * long.sending["ring"]
     slow = l20.model_copy(update={"link": 0.1})
     assert predict(work, Cluster(slow, 4), Layout(ring=4)).exposed > 0.9 * long.sending["ring"] * 320
 
