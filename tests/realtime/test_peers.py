@@ -7,6 +7,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 
 from fewstep.errors import InputError, RecipeError
 from fewstep.realtime import LiveModel, Session
@@ -43,6 +44,7 @@ def _steered(model: LiveModel) -> None:
 
 
 def _live(rank: int) -> None:
+    torch.manual_seed(rank)  # processes that torchrun starts draw other numbers where nobody gives a generator
     plain = _shown(live_model()) if rank == 0 else None
     with joined():
         for parallel in (Parallel(ulysses=2), Parallel(tensor=2)):

@@ -124,9 +124,11 @@ class LiveModel:
             if prompt not in self._conditions:
                 while len(self._conditions) >= KNOWN:
                     del self._conditions[next(iter(self._conditions))]
-                # The pipeline's call is read, and what its denoiser answers is of no use.
+                # The pipeline's call is read, and what its denoiser answers is of no use; but processes that share it
+                # must ask it the same.
+                generator = torch.Generator().manual_seed(0)
                 with self._told("condition", prompt), self.causal.unmasked(), torch.no_grad():
-                    self._conditions[prompt] = self.denoiser.condition(prompt=prompt)
+                    self._conditions[prompt] = self.denoiser.condition(prompt=prompt, generator=generator)
             return self._conditions[prompt]
 
     def put_on(self, names: frozenset[str]) -> None:
