@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from fewstep.accelerate import accelerate
 from fewstep.errors import InputError, RecipeError
 from fewstep.realtime import LiveModel, Session
 from fewstep.realtime.peers import together
@@ -58,6 +60,26 @@ def _live(rank: int) -> None:
 
 def test_sessions_on_two_processes_show_what_one_shows() -> None:
     start(_live, 2)
+
+
+def _clip(rank: int) -> None:
+    """A causal student's whole clip, under its mask."""
+    pipe = live_model().pipe
+
+    def call(pipe: Any) -> torch.Tensor:
+        torch.manual_seed(1)  # diffusers' scheduler noises anew from these, whatever the call's generator
+        made: torch.Tensor = pipe("a red ring", output_type="latent", generator=torch.Generator().manual_seed(1)).frames
+        return made
+
+    plain = call(pipe)
+    with joined():
+        fast = accelerate(pipe, Parallel(ulysses=2))
+        for _ in range(2):  # the first one learns
+            assert float((call(fast) - plain).abs().max()) <= 1e-5 * max(1.0, float(plain.abs().max()))
+
+
+def test_a_causal_clip_on_two_processes_is_that_of_one() -> None:
+    start(_clip, 2)
 
 
 def _refused(rank: int) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from fewstep.calibrate.run import measuring
 from fewstep.calibrate.stack import first_of
 from fewstep.errors import FewstepError
+from fewstep.models.causal import causal_of
 from fewstep.models.gateway import Slot
 from fewstep.models.passes import Kept
 from fewstep.models.sparse import NotSparse, Sparse
@@ -28,8 +29,8 @@ class SpreadDenoiser:
     these give must be what the whole gave.
     """
 
-    def __init__(self, name: str, lists: list[BlockList], exchange: Exchange) -> None:
-        self._name, self._exchange = name, exchange
+    def __init__(self, name: str, module: nn.Module, lists: list[BlockList], exchange: Exchange) -> None:
+        self._name, self._exchange, self._causal = name, exchange, causal_of(module)
         self._sparse = Sparse(lists)
         self._blocks = [block for one in lists for block in one.modules]
         self._before = [block.__dict__.get("forward") for block in self._blocks]
@@ -72,6 +73,13 @@ class SpreadDenoiser:
         return Spread(self._sparse.layouts, self._joint, self._exchange)
 
     def _learnt(self, run: Callable[[], Any]) -> Any:
+        if self._causal is None:
+            return self._checked(run)
+        with self._causal.unmasked():  # its mask and its window are of all tokens, and no part of the structure
+            self._checked(run)
+        return self._sparse.through(run, self._pass())
+
+    def _checked(self, run: Callable[[], Any]) -> Any:
         kept: Kept = {}
         try:
             with self._bare():

@@ -144,7 +144,7 @@ def _share(
         facts["tensor"] = cut.facts
     if mesh.sequence is not None:
         exchange = Exchange(mesh.ulysses, mesh.ring, mesh.sequence)
-        spread = SpreadDenoiser(name, block_lists(model, name), exchange).install()
+        spread = SpreadDenoiser(name, module, block_lists(model, name), exchange).install()
         undo.append(spread.remove)
         undo.append(Hook(module, spread.call).install().remove)
         facts["sequence"], facts["sent"] = spread.facts, exchange.sent
