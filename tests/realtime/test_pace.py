@@ -55,6 +55,7 @@ def test_a_clock_that_changes_its_pace_leaves_no_gap(changes: list[tuple[int, fl
 def test_levels_are_steps_and_then_a_slower_clock() -> None:
     assert [(one.steps, one.fps) for one in levels(4, 16)] == [(4, 16), (2, 16), (1, 16), (1, 8), (1, 4)]
     assert [one.steps for one in levels(6, 16)] == [6, 3, 1, 1, 1]
+    assert [(one.steps, one.fps) for one in levels(2, 16, slowest=1)] == [(2, 16), (1, 16)]
     assert str(Level(1, 8.0)) == "1 step at 8 frames a second"
 
 

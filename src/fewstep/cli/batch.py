@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewstep.cli.check import at_least, recipe_of
-from fewstep.cli.show import RECIPE_HELP, AsJson, note, print_facts, working
+from fewstep.cli.show import RECIPE_HELP, AsJson, RayAddress, Threads, Workers, note, print_facts, working
 from fewstep.errors import InputError, bad_value
 from fewstep.media import SUFFIXES
 
@@ -30,9 +30,7 @@ def batch(
         str, typer.Option("--model", "-m", help="A zoo model (zoo:shapes), a diffusers pipeline folder, or a hub id.")
     ],
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help=RECIPE_HELP)] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes, each with its device; without it one a GPU, or one a machine.")
-    ] = None,
+    workers: Workers = None,
     together: Annotated[int, typer.Option("--batch", help="Prompts in one call, at most.")] = 1,
     group: Annotated[
         int, typer.Option(help="Processes a worker, each with its device, that share each call as the recipe says.")
@@ -40,14 +38,12 @@ def batch(
     steps: Annotated[
         int | None, typer.Option(help="Denoising steps where a line says none; else as the model is made for.")
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of each worker on a CPU; without it the cores are shared out.")
-    ] = None,
+    threads: Threads = None,
     suffix: Annotated[
         str | None,
         typer.Option("--format", help="png (the usual), jpg, webp; of clips webp (the usual), mp4, gif."),
     ] = None,
-    ray: Annotated[str | None, typer.Option(help="A Ray cluster's address (HOST:PORT, ray://HOST:PORT, auto).")] = None,
+    ray: RayAddress = None,
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out lines that are wrong.")] = False,
     as_json: AsJson = False,
 ) -> None:

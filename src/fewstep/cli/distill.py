@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from fewstep.cli.check import at_least, device_here
-from fewstep.cli.show import AsJson, note, print_facts, print_json, print_rows, working
+from fewstep.cli.show import AsJson, RayAddress, Threads, Workers, note, print_facts, print_json, print_rows, working
 
 if TYPE_CHECKING:
     from fewstep.distill.data.captions import Source
@@ -101,13 +101,9 @@ def train(
 @app.command()
 def paths(
     config: Annotated[Path, typer.Argument(help="A YAML file with a whole job, as for `fewstep distill`.")],
-    workers: Annotated[
-        int | None, typer.Option(help="Processes, each with its device; without it one a GPU, or one a machine.")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of each worker on a CPU; without it the cores are shared out.")
-    ] = None,
-    ray: Annotated[str | None, typer.Option(help="A Ray cluster's address (HOST:PORT, ray://HOST:PORT, auto).")] = None,
+    workers: Workers = None,
+    threads: Threads = None,
+    ray: RayAddress = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the teacher's paths of a job on many devices; training finds them done.

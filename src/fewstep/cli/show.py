@@ -24,6 +24,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout inste
 RECIPE_HELP = "The tricks to use: a YAML or JSON file, or the name of a ready-made recipe."
 Row = Mapping[str, Any]
 
+# Who does the work of many devices.
+Workers = Annotated[
+    int | None, typer.Option(help="Processes, each with its device; without it one a GPU, or one a machine.")
+]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads of each worker on a CPU; without it the cores are shared out.")
+]
+RayAddress = Annotated[str | None, typer.Option(help="A Ray cluster's address (HOST:PORT, ray://HOST:PORT, auto).")]
+
 
 @contextmanager
 def working() -> Iterator[None]:

@@ -13,7 +13,7 @@ from fewstep.errors import InputError, bad_value
 KEPT = 600  # chunks whose lateness is remembered
 SMOOTH = 0.5  # weight of the newest chunk in the load
 PACES = 16  # changes of a clock's pace that it remembers
-SLOWEST = 4  # a clock is slowed down to one part in so many
+SLOWEST = 4  # to which part a clock is slowed down
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Level:
         return f"{self.steps} step{'s' * (self.steps != 1)} at {self.fps:g} frames a second"
 
 
-def levels(steps: int, fps: float) -> list[Level]:
-    """From all the steps down to one, by halves; then with a slower clock, by halves."""
+def levels(steps: int, fps: float, slowest: int = SLOWEST) -> list[Level]:
+    """From all the steps down to one, by halves; then with a clock down to one part in so many, by halves."""
     halves = [steps >> i for i in range(steps.bit_length())]
-    slower = [fps / 2**i for i in range(1, SLOWEST.bit_length())]
+    slower = [fps / 2**i for i in range(1, slowest.bit_length())]
     return [*(Level(n, fps) for n in halves), *(Level(1, slow) for slow in slower)]
 
 

@@ -27,7 +27,7 @@ from fewstep.errors import FewstepError, InputError, bad_value
 from fewstep.machine import compute_with
 from fewstep.realtime.decode import Frames, Stream, to_bytes
 from fewstep.realtime.model import LiveModel
-from fewstep.realtime.pace import Controller, FrameClock, Level, levels
+from fewstep.realtime.pace import SLOWEST, Controller, FrameClock, Level, levels
 from fewstep.realtime.peers import stream
 from fewstep.realtime.rolling import OnPrompt
 
@@ -153,7 +153,8 @@ class Session:
         most = self.model.steps if steps is None else steps
         self.model.times(most)
         self.fps, self._paced, self._on_prompt = fps, paced, on_prompt
-        self._controller = Controller(levels(most, fps))
+        slowest = SLOWEST if paced else 1  # without a clock there is none to slow down
+        self._controller = Controller(levels(most, fps, slowest))
         self._frames = self.model.causal.chunks.size * self.model.frames_per_latent  # of a chunk
         self._clock = FrameClock(fps, held=self._frames)
         own = [name for name in OWN if name != SMALL or self.model.small is not None]
