@@ -13,7 +13,7 @@ from fewstep.errors import InputError, RecipeError
 from fewstep.models.model import Model
 from fewstep.recipe import Recipe
 from fewstep.recipes import RECIPES
-from fewstep.techniques import Cache, Compile, FewStep, Precision, Quantize
+from fewstep.techniques import Cache, Compile, FewStep, Parallel, Precision, Quantize
 from tests.techniques.tiny import BARE, pipeline
 
 ALL = Recipe(
@@ -38,6 +38,8 @@ def test_the_form_that_people_write() -> None:
     text = ["compile", {"few_step": {"student": "zoo:x"}}, {"quantize": None}, Precision()]
     assert Recipe.load(text).techniques == (Compile(), FewStep("zoo:x"), Quantize(), Precision())
     assert Recipe.load({"techniques": text}) == Recipe.load(text)
+    named = {"compile": None, "few_step": {"student": "zoo:x"}, "parallel": "auto"}
+    assert Recipe.load({"techniques": named}).techniques == (Compile(), FewStep("zoo:x"), Parallel(auto=True))
     assert Recipe.load("compile") == Recipe.load(Compile()) == Recipe((Compile(),))
 
 

@@ -44,7 +44,7 @@ class Recipe:
         """A recipe from a YAML or JSON file, a ready-made one's name, a technique's name, a dict, or a list.
 
         A list holds techniques, names, or one-entry mappings of a name to its fields: `[{few_step: {student:
-        zoo:NAME}}, compile]`; a dict holds such a list under `techniques`.
+        zoo:NAME}}, compile]`; a dict holds such a list under `techniques`, or one mapping of all names to their fields.
 
         Raises:
             InputError: no such file, or not YAML or JSON.
@@ -118,6 +118,8 @@ def _entries(source: Any) -> Any:
             got = ", ".join(map(repr, unknown)) or "an empty mapping"
             raise RecipeError(f"A recipe must have one key, 'techniques'. Got {got}.")
         source = source["techniques"]
+    if isinstance(source, Mapping):
+        return [{name: given} for name, given in source.items()]
     if isinstance(source, str) or not isinstance(source, Iterable):
         raise RecipeError(f"The 'techniques' of a recipe must be a list. Got {source!r}.")
     return list(source)

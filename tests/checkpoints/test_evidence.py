@@ -9,8 +9,8 @@ import torch
 
 from fewstep.checkpoints.evidence import faults_beside, misordered, own_faults, structure
 from fewstep.checkpoints.layouts import FP8_TENSOR, MXFP8, NVFP4, other_nibble_first
-from fewstep.checkpoints.swizzle import swizzle, unswizzle
 from fewstep.numerics.quantized import quantize
+from fewstep.numerics.swizzle import swizzle, unswizzle
 from tests.checkpoints.making import LAYOUTS
 
 

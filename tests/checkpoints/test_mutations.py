@@ -19,11 +19,11 @@ from fewstep.checkpoints.checkpoint import Checkpoint
 from fewstep.checkpoints.formats import FORMATS, write
 from fewstep.checkpoints.layouts import NVFP4, other_nibble_first
 from fewstep.checkpoints.stored import WEIGHTS
-from fewstep.checkpoints.swizzle import swizzle, unswizzle
 from fewstep.checkpoints.verify import verify
 from fewstep.errors import CheckpointError, InputError
 from fewstep.numerics.elements import pack, unpack
 from fewstep.numerics.quantized import Quantized
+from fewstep.numerics.swizzle import swizzle, unswizzle
 from tests.checkpoints.making import LAYOUTS, quantized
 from tests.checkpoints.test_formats import HOLDS, place, tensors
 

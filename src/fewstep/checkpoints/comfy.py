@@ -31,9 +31,9 @@ from fewstep.checkpoints.layouts import (
 )
 from fewstep.checkpoints.parts import Parsed, Shape, StoredLayer
 from fewstep.checkpoints.stored import Stored
-from fewstep.checkpoints.swizzle import swizzle, unswizzle_whole
 from fewstep.errors import CheckpointError
 from fewstep.numerics.quantized import Layout, Quantized
+from fewstep.numerics.swizzle import swizzle, unswizzle_whole
 
 PREFIX = "model.diffusion_model."
 METADATA = "_quantization_metadata"

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fewstep.checkpoints.layouts import is_whole, other_nibble_first
-from fewstep.checkpoints.swizzle import TILE, swizzle, unswizzle
 from fewstep.numerics.quantized import Quantized, dequantize, quantize
+from fewstep.numerics.swizzle import TILE, swizzle, unswizzle
 
 UNUSED = 0.05  # share of blocks that may leave the top of their range unused; a right layer has next to none
 TOP = {"e8m0": 0.5, "e4m3": 0.7, "float32": 0.9}  # where the top begins: powers of two leave up to half of it free

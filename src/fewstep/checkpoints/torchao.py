@@ -29,9 +29,9 @@ from fewstep.checkpoints.layouts import (
 )
 from fewstep.checkpoints.parts import Parsed, Shape, StoredLayer
 from fewstep.checkpoints.stored import Stored
-from fewstep.checkpoints.swizzle import padded, swizzle, unswizzle
 from fewstep.errors import CheckpointError
 from fewstep.numerics.quantized import Layout, Quantized
+from fewstep.numerics.swizzle import in_lines, padded, unswizzle
 
 NAMES = "tensor_names"
 PLAIN = "Tensor"
@@ -169,11 +169,7 @@ def pack(path: str, q: Quantized) -> dict[str, Tensor]:
     only(q.layout, CLASSES, path, "torchao")
     if q.input_scale is not None and q.layout != NVFP4:
         raise CheckpointError(f"In the format torchao the layer {path} can't keep its input_scale; only nvfp4 can.")
-    scale = q.scale
-    if q.layout in (NVFP4, MXFP8):
-        high, wide = padded(*q.scale.shape)
-        scale = swizzle(q.scale).reshape(high // 4, wide * 4)
-    parts = {"qdata": q.codes, "scale": scale}
+    parts = {"qdata": q.codes, "scale": in_lines(q.scale) if q.layout in (NVFP4, MXFP8) else q.scale}
     if q.global_scale is not None:
         parts["per_tensor_scale"] = q.global_scale
     if q.input_scale is not None:

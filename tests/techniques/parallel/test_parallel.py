@@ -292,6 +292,8 @@ def test_a_recipe_says_auto_in_one_word() -> None:
     assert Recipe.load([{"parallel": "auto"}]).techniques == (Parallel(auto=True),)
     with pytest.raises(RecipeError, match="has no field 'autoo': did you mean 'auto'"):
         Recipe.load([{"parallel": "autoo"}])
+    with pytest.raises(FewstepError, match="must share something"):
+        Parallel()
     with pytest.raises(FewstepError, match="either auto or stated in numbers"):
         Parallel(auto=True, ring=2)
 

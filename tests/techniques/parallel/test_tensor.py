@@ -17,17 +17,29 @@ from fewstep.accelerate import accelerate
 from fewstep.errors import FewstepError, RecipeError
 from fewstep.models.hooks import Hook
 from fewstep.models.model import Model
+from fewstep.numerics.quantized import dequantize
+from fewstep.numerics.schemes import SCHEMES
 from fewstep.techniques import Parallel, Quantize, Regions
+from fewstep.techniques.linears import torchao_linear
+from fewstep.techniques.linears.kernels import held_by
 from fewstep.techniques.parallel.cuts import Cut, plan
 from fewstep.techniques.parallel.processes import joined
 from fewstep.techniques.parallel.tensor import own_rotations
 from tests.distill.processes import start
 from tests.models.tiny import PIPELINES, eval_
+from tests.techniques.tiny import distance
 
 FAMILIES = ("flux", "flux2", "wan", "qwen_image", "ltx", "sd3", "hunyuan_video", "flux_true_cfg")
 GUIDED = ("wan", "ltx", "sd3", "flux_true_cfg")
 NEAR = 1e-4
 TWO = Parallel(tensor=2)
+QUANTIZED = (
+    ("wan", Quantize("int8-dynamic", min_features=8)),
+    ("wan", Quantize("int8-weight-only", min_features=8, emulate=True)),
+    ("flux", Quantize("fp8-weight-only", min_features=8, emulate=True)),
+    ("flux2", Quantize("fp8-dynamic", min_features=8, emulate=True)),
+    ("ltx", Quantize("int8-weight-only", min_features=8, emulate=True)),
+)
 FOUR = (Parallel(tensor=2, guidance=2), Parallel(tensor=2, ulysses=2))
 
 
@@ -103,6 +115,65 @@ def test_four_processes_do_so_in_every_family() -> None:
     start(all_families((*FOUR, Parallel(tensor=2, ring=2), Parallel(tensor=2, data=2), Parallel(tensor=4))), 4, 1800)
 
 
+def _quantized(rank: int) -> None:
+    """Codes and scales are the whole weight's. A layer that rounds its input rounds each part by a scale of its own."""
+    with joined():
+        for name, quantize in QUANTIZED:
+            pipe, call = tiny(name)
+            exact = output(pipe, call)
+            alone = accelerate(pipe, quantize)
+            codes = held_values(pipe)
+            one = output(alone, call)
+            alone.remove()
+            fast = accelerate(pipe, [quantize, TWO])
+            facts = fast.engaged[1].facts["transformer"]["tensor"]
+            two = [output(fast, call) for _ in range(2)]  # the first one is checked on the way
+            assert torch.equal(*two)
+            assert facts["kinds_checked"] == facts["kinds_of_blocks"] > 0
+            assert facts["bytes_after"] < 0.85 * facts["bytes_before"]
+            if SCHEMES[quantize.scheme].input is None:
+                assert same(two[0], one), (name, quantize)
+            else:
+                assert distance(two[0], one) < distance(one, exact), (name, quantize)
+            assert not same(one, exact), (name, quantize)
+            fast.engaged[1].undo()
+            assert all(torch.equal(now, then) for now, then in zip(held_values(pipe), codes, strict=True))
+            assert torch.equal(output(pipe, call), one)
+            fast.engaged[0].undo()
+            assert torch.equal(output(pipe, call), exact)
+
+
+def held_values(pipe: Any) -> list[Tensor]:
+    """The weights of all quantized layers, read back."""
+    found = (held_by(layer) for layer in pipe.transformer.modules())
+    return [dequantize(held.weight) for held in found if held is not None]
+
+
+def test_quantized_layers_are_cut_as_they_are() -> None:
+    start(_quantized, 2, 900)
+
+
+def _loaded(rank: int) -> None:
+    """A pipeline whose layers were quantized when it was loaded, by torchao."""
+    with joined():
+        pipe, call = tiny("wan")
+        for path, layer in list(pipe.transformer.blocks.named_modules()):
+            if type(layer) is nn.Linear:
+                pipe.transformer.blocks.set_submodule(path, torchao_linear(layer, "int8-weight-only"))
+        pipe.transformer.requires_grad_(False)
+        one = output(pipe, call)
+        fast = accelerate(pipe, TWO)
+        assert same(output(fast, call), one)
+        assert type(pipe.transformer.blocks[0].attn1.to_q.weight).__name__ == "Int8Tensor"
+        assert pipe.transformer.blocks[0].attn1.to_q.weight.shape[0] == pipe.transformer.blocks[0].attn1.inner_dim
+        fast.remove()
+        assert torch.equal(output(pipe, call), one)
+
+
+def test_layers_that_came_quantized_are_cut_too() -> None:
+    start(_loaded, 2, 900)
+
+
 def _compiled(rank: int) -> None:
     """Two blocks with norms and rotations over all heads are one graph without a break, checked as the eager ones."""
     with joined():
@@ -142,11 +213,12 @@ def _refused(rank: int) -> None:
         with pytest.raises(RecipeError, match=r"The 3 heads of the transformer can't be shared by 2 \(tensor\)"):
             accelerate(odd, TWO)
         wan, call = tiny("wan")
-        quantized = [Quantize(emulate=True, min_features=8), TWO]
-        with pytest.raises(
-            FewstepError, match=r"can't cut the blocks\.0\.attn1\.to_q .* is a EmulatedLinear, not a plain"
+        for quantize, why in (
+            (Quantize("nvfp4", min_features=8, emulate=True), r"whose parts of \d+ features are no whole blocks of 16"),
+            (Quantize("int8-dynamic", min_features=8, precise_steps=(1, 0)), "is another one at 'precise_steps'"),
         ):
-            accelerate(wan, quantized)
+            with pytest.raises(FewstepError, match=r"can't cut the blocks\.0\..* of the transformer, .*" + why):
+                accelerate(wan, [quantize, TWO])
         block = wan.transformer.blocks[0]
         block.attn2.to_q.weight = block.attn1.to_q.weight
         with pytest.raises(RecipeError, match="whose weight another layer has, too"):
@@ -181,7 +253,7 @@ def test_the_parts_of_a_cut_are_of_each_stretch_and_make_the_whole(lengths: list
     cut = Cut("layer", axis, tuple(length * parts for length in lengths))
     weight = torch.arange(3 * sum(cut.stretches)).reshape(-1, 3)
     weight = weight.T if axis else weight
-    own = [cut.own(weight, rank, parts) for rank in range(parts)]
+    own = [cut.own(weight, axis, rank, parts) for rank in range(parts)]
     assert len({part.shape for part in own}) == 1
     # Of each stretch the first process has the start, and all of them together have everything once.
     starts = [sum(cut.stretches[:i]) for i in range(len(lengths))]

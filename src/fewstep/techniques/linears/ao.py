@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from fewstep.numerics.quantized import WHOLE, Layout, Quantized
+from fewstep.numerics.swizzle import in_lines, unswizzle
+from fewstep.techniques.linears.held import Held
+
 STABLE, MX = "torchao.quantization", "torchao.prototype.mx_formats"
 
 
@@ -44,6 +48,9 @@ CONFIGS = {
     "nvfp4-weight-only": Config(MX, "NVFP4WeightOnlyConfig"),
 }
 
+BLOCKS = {"NVFP4Tensor": Layout("e2m1", (1, 16), "e4m3"), "MXTensor": Layout("e4m3", (1, 32), "e8m0")}
+ELEMENTS = {"Int8Tensor": "int8", "Float8Tensor": "e4m3"}  # with scales of rows, or one
+
 
 def torchao_linear(linear: nn.Linear, scheme: str) -> nn.Linear:
     """A layer beside `linear`, with torchao's weights of a scheme in `CONFIGS`; `linear` itself keeps its own."""
@@ -53,3 +60,50 @@ def torchao_linear(linear: nn.Linear, scheme: str) -> nn.Linear:
     beside.weight, beside.bias = linear.weight, linear.bias
     quantize_(beside, CONFIGS[scheme].make(linear.weight.dtype))
     return beside
+
+
+def held_in(linear: nn.Linear) -> Held | None:
+    """The numbers of a layer with torchao's weights; None where they are of a kind that is not known."""
+    weight: Any = linear.weight
+    layout = _layout(weight)
+    if layout is None:
+        return None
+    scale, grid = weight.scale, layout.grid(tuple(weight.shape))
+    scale = unswizzle(scale, *grid) if getattr(weight, "is_swizzled_scales", False) else scale.reshape(grid)
+    global_scale, input_scale = (getattr(weight, f"{of}per_tensor_scale", None) for of in ("", "act_"))
+    bias = None if linear.bias is None else linear.bias.detach()
+    return Held(Quantized(layout, weight.qdata, scale, global_scale, input_scale), bias)
+
+
+def hold_in(linear: nn.Linear, held: Held) -> None:
+    """Give a layer with torchao's weights others of the same kind, of as many features as there are of them."""
+    like: Any = linear.weight
+    names, said = like.__tensor_flatten__()
+    q = held.weight
+    parts = {
+        "qdata": q.codes,
+        "scale": in_lines(q.scale) if said.get("is_swizzled_scales") else q.scale,
+        "zero_point": torch.zeros_like(q.scale, dtype=torch.int8),
+        "per_tensor_scale": q.global_scale,
+        "act_per_tensor_scale": q.input_scale,
+    }
+    if isinstance(said["block_size"], list):
+        block = [side or size for side, size in zip(q.layout.block, q.shape, strict=True)]
+        said = {**said, "block_size": block}
+    weight = type(like).__tensor_unflatten__({name: parts[name] for name in names}, said, q.shape, (q.shape[1], 1))
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if held.bias is not None:
+        linear.bias = nn.Parameter(held.bias, requires_grad=False)
+    linear.out_features, linear.in_features = q.shape
+
+
+def _layout(weight: Any) -> Layout | None:
+    kind = type(weight).__name__
+    if kind in BLOCKS:
+        layout = BLOCKS[kind]
+        return layout if (weight.block_size, weight.qdata.dtype) == (layout.block[1], layout.format.dtype) else None
+    if kind not in ELEMENTS or getattr(weight, "zero_point", torch.zeros(())).any():
+        return None
+    rows, columns = weight.shape
+    sides = {(1, columns): (1, WHOLE), (rows, columns): (WHOLE, WHOLE)}.get(tuple(weight.block_size))
+    return None if sides is None else Layout(ELEMENTS[kind], sides)

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from fewstep.numerics.quantized import Quantized, dequantize, fake, quantize
 from fewstep.numerics.schemes import Scheme
+from fewstep.techniques.linears.held import Held
 
 
-def shape_of(linear: nn.Linear) -> Tensor:
-    """The layer's weight without its numbers, for model code that asks a weight for its shape or dtype (T5's does)."""
-    return torch.empty(linear.weight.shape, dtype=linear.weight.dtype, device="meta")
+def outline(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A weight without its numbers, for model code that asks a layer's for its shape or dtype (T5's does)."""
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def low_rank(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -71,9 +72,7 @@ class EmulatedLinear(nn.Module):
         held: Quantized | None = None,
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.scheme = linear.in_features, linear.out_features, scheme
-        self.weight = shape_of(linear)
-        self._rounded = rounded or self._fake
+        self.scheme, self._dtype, self._rounded = scheme, linear.weight.dtype, rounded or self._fake
         down = up = None
         if held is None:
             weight = linear.weight.detach().float()
@@ -83,9 +82,20 @@ class EmulatedLinear(nn.Module):
                 weight = weight - up.float() @ down.float()
             held = quantize(weight, scheme.weight)
         bias = None if linear.bias is None else linear.bias.detach()
-        made = {"codes": held.codes, "scale": held.scale, "global_scale": held.global_scale}
-        for name, tensor in {**made, "bias": bias, "smooth": smooth, "down": down, "up": up}.items():
+        self.hold(Held(held, bias, smooth, down, up))
+
+    def hold(self, held: Held) -> None:
+        """Take other numbers of the same scheme, of as many features as there are of them."""
+        q = held.weight
+        made = {"codes": q.codes, "scale": q.scale, "global_scale": q.global_scale, "bias": held.bias}
+        for name, tensor in {**made, "smooth": held.smooth, "down": held.down, "up": held.up}.items():
             self.register_buffer(name, tensor)
+        self.out_features, self.in_features = q.shape
+        self.weight = outline(q.shape, self._dtype)
+
+    @property
+    def held(self) -> Held:
+        return Held(self.quantized, self.bias, self.smooth, self.down, self.up)
 
     @property
     def quantized(self) -> Quantized:

@@ -17,15 +17,18 @@ from __future__ import annotations
 import itertools
 import warnings
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.techniques.linears.emulated import shape_of
+from fewstep.numerics.quantized import WHOLE, Layout, Quantized, dequantize
+from fewstep.techniques.linears.emulated import outline
+from fewstep.techniques.linears.held import Held
 
+BY_ROW = Layout("int8", (1, WHOLE))
 TINY = 1e-12  # the least scale of a token, so that one of zeros is no division by zero
 
 
@@ -67,7 +70,10 @@ def int8_linear(x: Tensor, slot: Tensor, out_features: int) -> Tensor:
 @torch.library.custom_op("fewstep::int8_product", mutates_args=(), device_types="cpu")
 def int8_product(codes: Tensor, slot: Tensor, out_features: int) -> Tensor:
     """codes (…, in) int8 -> (…, out) float32, times the weights packed in `slot` and their scales, by oneDNN."""
-    w: _Product = _packed[int(slot)]
+    return _multiplied(codes, _packed[int(slot)])
+
+
+def _multiplied(codes: Tensor, w: _Product) -> Tensor:
     product: Tensor = torch.ops.onednn.qlinear_pointwise(
         codes, 1.0, 0, w.codes, w.scales, w.zero_points, None, 1.0, 0, torch.float32, "none", [], ""
     )
@@ -91,17 +97,31 @@ class Int8Linear(nn.Module):
     """
 
     slot: Tensor
+    scale: Tensor
     bias: Tensor | None
 
     def __init__(self, linear: nn.Linear, *, by_token: bool | None = None) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.by_token = has_amx() if by_token is None else by_token
-        self.weight = shape_of(linear)
+        self.by_token, self._dtype = has_amx() if by_token is None else by_token, linear.weight.dtype
+        scales = int8_scales(linear.weight)
+        codes = (linear.weight.detach().double() / scales[:, None]).round().to(torch.int8)
         bias = None if linear.bias is None else linear.bias.detach().float()
-        self.held = _Slot(_product(linear) if self.by_token else _fbgemm(linear, bias))
-        self.register_buffer("slot", torch.tensor(self.held.number), persistent=False)
-        self.register_buffer("bias", bias if self.by_token else None)  # FBGEMM has it among its weights
+        self.hold(Held(Quantized(BY_ROW, codes, scales.float()[:, None]), bias))
+
+    def hold(self, held: Held) -> None:
+        """Take other numbers, of as many features as there are of them: a weight of `BY_ROW`, and a bias."""
+        self.out_features, self.in_features = held.weight.shape
+        self.weight = outline(held.weight.shape, self._dtype)
+        self._packed = _Slot(_product(held.weight) if self.by_token else _fbgemm(held))
+        self.register_buffer("slot", torch.tensor(self._packed.number), persistent=False)
+        self.register_buffer("scale", held.weight.scale)
+        self.register_buffer("bias", held.bias)
+
+    @property
+    def held(self) -> Held:
+        """Unpacked: the codes are read out of the kernel's own layout."""
+        codes = (_codes if self.by_token else _codes_of_fbgemm)(_packed[self._packed.number], self.in_features)
+        return Held(Quantized(BY_ROW, codes, self.scale), self.bias)
 
     @property
     def stored_bytes(self) -> int:
@@ -141,21 +161,30 @@ def can_pack() -> bool:
     return hasattr(torch, "quantize_per_channel") and hasattr(torch.ops.quantized, "linear_dynamic")
 
 
-def _product(linear: nn.Linear) -> _Product:
-    scales = int8_scales(linear.weight)
-    codes = (linear.weight.detach().double() / scales[:, None]).round().to(torch.int8)
-    zero_points = torch.zeros(linear.out_features, dtype=torch.int32)
-    return _Product(torch.ops.onednn.qlinear_prepack(codes, None), scales.float(), zero_points)
+def _product(q: Quantized) -> _Product:
+    zero_points = torch.zeros(q.shape[0], dtype=torch.int32)
+    return _Product(torch.ops.onednn.qlinear_prepack(q.codes.contiguous(), None), q.scale.flatten(), zero_points)
 
 
-def _fbgemm(linear: nn.Linear, bias: Tensor | None) -> Any:
-    scales = int8_scales(linear.weight)
-    zero_points = torch.zeros(linear.out_features, dtype=torch.int64)
+def _fbgemm(held: Held) -> Any:
+    scales = held.weight.scale.flatten().double()
+    zero_points = torch.zeros(held.weight.shape[0], dtype=torch.int64)
     with warnings.catch_warnings():
         # The tensor type is on its way out of torch, the kernel has no other way in. `can_pack` says when it is gone.
         warnings.filterwarnings("ignore", message=".*quantized tensor creation functions")
-        quantized = torch.quantize_per_channel(linear.weight.detach().float(), scales, zero_points, 0, torch.qint8)
-    return torch.ops.quantized.linear_prepack(quantized, bias)
+        quantized = torch.quantize_per_channel(dequantize(held.weight), scales, zero_points, 0, torch.qint8)
+    return torch.ops.quantized.linear_prepack(quantized, held.bias)
+
+
+def _codes(packed: _Product, inputs: int) -> Tensor:
+    """What `_product` was made of: the products of each input alone are codes times scales."""
+    ones = replace(packed, scales=torch.ones_like(packed.scales))
+    return _multiplied(torch.eye(inputs, dtype=torch.int8), ones).T.to(torch.int8).contiguous()
+
+
+def _codes_of_fbgemm(packed: Any, inputs: int) -> Tensor:
+    codes: Tensor = torch.ops.quantized.linear_unpack(packed)[0].int_repr()
+    return codes
 
 
 def rounded_input(x: Tensor) -> Tensor:

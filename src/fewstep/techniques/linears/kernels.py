@@ -1,4 +1,4 @@
-"""Which kernel runs which scheme on which device: a table, and what it says of a machine."""
+"""Which kernel runs which scheme on which device: a table, what it says of a machine, and what its layers hold."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from fewstep.calibrate.signature import plain_tensors
 from fewstep.machine import Machine
 from fewstep.numerics.quantized import WHOLE
 from fewstep.numerics.schemes import Scheme
-from fewstep.techniques.linears.ao import torchao_linear
+from fewstep.techniques.linears.ao import held_in, hold_in, torchao_linear
 from fewstep.techniques.linears.emulated import EmulatedLinear
+from fewstep.techniques.linears.held import Held
 from fewstep.techniques.linears.int8 import Int8Linear, can_pack, has_amx, rounded_input
 
+Own = Int8Linear | EmulatedLinear  # layers that have no parameters
 Tile = tuple[int, int]  # what a weight's rows and columns must be multiples of
 
 
@@ -117,8 +119,27 @@ def convert(
     return kernel.make(linear)
 
 
-def stored_bytes(layer: nn.Module) -> int:
-    """Bytes of a layer's weights as they are stored, those inside torchao's tensors counted."""
-    if isinstance(layer, Int8Linear | EmulatedLinear):
+def held_by(layer: nn.Module) -> Held | None:
+    """What a quantized linear layer holds; None of any other."""
+    if isinstance(layer, Own):
+        return layer.held
+    return held_in(layer) if type(layer) is nn.Linear else None
+
+
+def hold(layer: nn.Module, held: Held) -> None:
+    """Put other numbers of the same scheme into a layer of which `held_by` is not None."""
+    if isinstance(layer, Own):
+        layer.hold(held)
+    elif isinstance(layer, nn.Linear):
+        hold_in(layer, held)
+
+
+def stored_bytes(module: nn.Module) -> int:
+    """Bytes of a module's weights as they are stored, those inside torchao's tensors counted."""
+    return sum(map(_own_bytes, module.modules()))
+
+
+def _own_bytes(layer: nn.Module) -> int:
+    if isinstance(layer, Own):
         return layer.stored_bytes
-    return sum(inner.nbytes for weight in layer.parameters() for inner in plain_tensors(weight))
+    return sum(inner.nbytes for weight in layer.parameters(recurse=False) for inner in plain_tensors(weight))

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 from torch import nn
 
 from fewstep.calibrate.steps import Clock, Step, timestep_of
 from fewstep.models.hooks import Hook, Hooks
 from fewstep.models.model import Model
+
+SWAPPED: WeakSet[nn.Module] = WeakSet()  # layers that other ones take the place of at some steps
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Swap:
 
     def put(self, *, quantized: bool) -> None:
         self.root.set_submodule(self.path, self.quantized if quantized else self.precise)
+
+
+def is_same_at_all_steps(layer: nn.Module) -> bool:
+    """Whether no other layer takes the place of this one at some steps."""
+    return layer not in SWAPPED
 
 
 def is_precise(step: Step, ends: tuple[int, int]) -> bool:
@@ -50,11 +58,13 @@ class Phases:
 
     def install(self) -> Phases:
         self._hooks.install()
+        SWAPPED.update(swap.quantized for swap in self._swaps)
         return self
 
     def remove(self) -> None:
         self._hooks.remove()
         self.forget()
+        SWAPPED.difference_update(swap.quantized for swap in self._swaps)
 
     def forget(self) -> None:
         """The next call begins a request."""

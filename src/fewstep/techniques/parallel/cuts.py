@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from fewstep.models.dispatch import attentions
 from fewstep.models.model import Model
+from fewstep.techniques.linears.held import Held
+from fewstep.techniques.linears.kernels import Own, held_by
+from fewstep.techniques.linears.phases import is_same_at_all_steps
 from fewstep.techniques.parallel.groups import gathered, size_of
 
 # What diffusers calls the layers of an attention: those that give heads, and those that take all of them together.
@@ -46,18 +49,32 @@ class Cut:
     axis: int
     stretches: tuple[int, ...]
 
-    def own(self, whole: Tensor, rank: int, parts: int) -> Tensor:
-        """One process's part of a tensor, as a copy."""
-        chunks = [stretch.chunk(parts, self.axis) for stretch in torch.split(whole, list(self.stretches), self.axis)]
-        return torch.cat([chunk[rank] for chunk in chunks], self.axis)
+    def own(self, whole: Tensor, dimension: int, rank: int, parts: int) -> Tensor:
+        """One process's part of a tensor, as a copy, along the dimension that goes with the axis of the weight. It may
+        be shorter than the weight there by a whole factor, as packed codes are and scales of blocks."""
+        lengths = self._lengths(whole.shape[dimension])
+        chunks = [stretch.chunk(parts, dimension) for stretch in torch.split(_plain(whole), lengths, dimension)]
+        return torch.cat([chunk[rank] for chunk in chunks], dimension).view(whole.dtype)
 
-    def whole(self, part: Tensor, group: Any) -> Tensor:
+    def whole(self, part: Tensor, dimension: int, group: Any) -> Tensor:
         """The inverse of `own`, of the parts of all processes."""
-        parts = size_of(group)
-        lengths = [stretch // parts for stretch in self.stretches]
-        every = gathered(part, [sum(lengths)] * parts, self.axis, group).chunk(parts, self.axis)
-        pieces = zip(*(torch.split(one, lengths, self.axis) for one in every), strict=True)
-        return torch.cat([piece for stretch in pieces for piece in stretch], self.axis)
+        parts, length = size_of(group), part.shape[dimension]
+        lengths = [stretch // parts for stretch in self._lengths(length * parts)]
+        every = gathered(_plain(part), [length] * parts, dimension, group).chunk(parts, dimension)
+        pieces = zip(*(torch.split(one, lengths, dimension) for one in every), strict=True)
+        return torch.cat([piece for stretch in pieces for piece in stretch], dimension).view(part.dtype)
+
+    def divides(self, tensor: Tensor, dimension: int, parts: int) -> bool:
+        """Whether the parts of a tensor are whole numbers, of each stretch."""
+        return all(tensor.shape[dimension] * stretch % (sum(self.stretches) * parts) == 0 for stretch in self.stretches)
+
+    def _lengths(self, length: int) -> list[int]:
+        return [length * stretch // sum(self.stretches) for stretch in self.stretches]
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Bytes as bytes: not all of torch, and no collective, takes FP8."""
+    return tensor.view(torch.uint8) if tensor.itemsize == 1 else tensor
 
 
 @dataclass(frozen=True)
@@ -89,7 +106,7 @@ def plan(block: nn.Module, parts: int, keep: Sequence[str]) -> Plan:
     reasons = {f"{path}.": why for path, why in found.items() if isinstance(why, str)}
     whole: list[tuple[str, str]] = []
     for path in others:
-        if path not in cut and any(value.ndim > 1 for value in block.get_submodule(path).parameters(recurse=False)):
+        if path not in cut and _is_matrix(block.get_submodule(path)):
             usual = "sets scale and shift" if any(name in path for name in keep) else "what it is for is not known"
             whole.append((path, next((why for owner, why in reasons.items() if path.startswith(owner)), usual)))
     return Plan(units, tuple(whole))
@@ -108,7 +125,7 @@ def _attention(block: nn.Module, path: str) -> Unit | str:
     attention: Any = block.get_submodule(path)
     fused, first, last = (_layers(attention, names) for names in (FUSED, FIRST, LAST))
     known = {name.partition(".")[0] for name in (*fused, *FIRST, *LAST, *NORMS, *BEFORE)}
-    if strange := sorted({name.partition(".")[0] for name, _ in attention.named_parameters()} - known):
+    if strange := sorted({name.partition(".")[0] for name in _weighted(attention)} - known):
         return f"it has {', '.join(strange)}, which is not known"
     if len(fused) == len(FUSED):
         before, after = fused.values()
@@ -151,8 +168,8 @@ def _feed_forward(block: nn.Module, path: str) -> Unit | str | None:
         if len(layers) <= len(first):
             continue
         inner = layers[last].in_features
-        own = sum(len(list(layer.parameters())) for layer in layers.values())
-        if len(list(module.parameters())) != own or any(layers[name].out_features % inner for name in first):
+        own = sum(len(_weighted(layer)) for layer in layers.values())
+        if len(_weighted(module)) != own or any(layers[name].out_features % inner for name in first):
             return "it is not a feed forward of the usual layers alone"
         # A gated one has gates and values side by side.
         cuts = [Cut(name, 0, (inner,) * (layers[name].out_features // inner)) for name in first]
@@ -170,6 +187,16 @@ def _layers(module: nn.Module, names: Iterable[str]) -> dict[str, Any]:
     """The linear layers of these names that a module has; quantized and adapted ones, too."""
     modules = dict(module.named_modules())
     return {name: modules[name] for name in names if hasattr(modules.get(name), "out_features")}
+
+
+def _weighted(module: nn.Module) -> list[str]:
+    """The names of what a module's layers have: parameters, and of those that have none, themselves."""
+    own = [path for path, part in module.named_modules() if isinstance(part, Own)]
+    return [*(name for name, _ in module.named_parameters()), *own]
+
+
+def _is_matrix(layer: nn.Module) -> bool:
+    return isinstance(layer, Own) or any(value.ndim > 1 for value in layer.parameters(recurse=False))
 
 
 def _width(norm: nn.Module | None) -> int | None:
@@ -191,20 +218,39 @@ def uncuttable(model: Model, name: str, parts: int) -> list[str]:
         return [f"Parallel found no layer to cut in the {name} ({type(module).__name__}): {why}."]
     uses = Counter(id(value) for _, value in module.named_parameters(remove_duplicate=False))
     for block, cut in ((block, cut) for block, one in plans for unit in one.units for cut in unit.cuts):
-        if why := _not_plain(block.module.get_submodule(cut.path), uses):
+        if why := _uncuttable(block.module.get_submodule(cut.path), cut, parts, uses):
             return [f"Parallel can't cut the {block.path}.{cut.path} of the {name}, {why}: leave 'tensor' out."]
     return []
 
 
-def _not_plain(layer: nn.Module, uses: Counter[int]) -> str:
-    """Why the weight of a layer can't be cut; nothing where it can."""
+def _uncuttable(layer: nn.Module, cut: Cut, parts: int, uses: Counter[int]) -> str:
+    """Why a layer can't be cut; nothing where it can."""
+    if "forward" in layer.__dict__ or layer._forward_hooks or layer._forward_pre_hooks:
+        return "which is moved or watched by hooks"
+    if (held := held_by(layer)) is not None:
+        return _uneven(held, cut, parts) if is_same_at_all_steps(layer) else "which is another one at 'precise_steps'"
     weight: Any = getattr(layer, "weight", None)
     if type(layer) not in (nn.Linear, nn.RMSNorm, RMSNorm):
-        return f"which is a {type(layer).__name__}, not a plain linear layer"
+        return f"which is a {type(layer).__name__}, not a linear layer"
     if weight is None:  # of a norm
         return ""
     if type(weight) is not nn.Parameter or not weight.is_floating_point():
-        return f"whose weight is a {type(weight).__name__} of {weight.dtype}, not plain numbers"
-    if weight.is_meta or "forward" in layer.__dict__ or layer._forward_hooks or layer._forward_pre_hooks:
-        return "which is moved or watched by hooks"
+        return f"whose weight is a {type(weight).__name__} of {weight.dtype}, which is not known"
+    if weight.is_meta:
+        return "whose weight is elsewhere"
     return "whose weight another layer has, too" if uses[id(weight)] > 1 else ""
+
+
+def _uneven(held: Held, cut: Cut, parts: int) -> str:
+    """Where the blocks of a quantized weight don't divide; nothing where they do."""
+    odd: list[Tensor] = []
+
+    def look(tensor: Tensor, dimension: int) -> Tensor:
+        if not cut.divides(tensor, dimension, parts):
+            odd.append(tensor)
+        return tensor
+
+    held.along(cut.axis, look)
+    side = held.weight.layout.block[cut.axis]
+    lengths = ", ".join(str(stretch // parts) for stretch in cut.stretches)
+    return f"whose parts of {lengths} features are no whole blocks of {side} that share a scale" if odd else ""

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fewstep.calibrate.signature import plain_tensors
 from fewstep.calibrate.steps import Requests
 from fewstep.layout import Layout, chosen, parts_that_fit
 from fewstep.machine import Machine
@@ -22,6 +23,7 @@ from fewstep.models.hooks import Hook
 from fewstep.models.model import Model
 from fewstep.models.streams import block_lists
 from fewstep.techniques.base import Engaged, Stage, Technique, undo_all
+from fewstep.techniques.linears.kernels import stored_bytes
 from fewstep.techniques.parallel.cuts import uncuttable
 from fewstep.techniques.parallel.decode import SpreadDecoder
 from fewstep.techniques.parallel.exchange import Exchange
@@ -71,6 +73,8 @@ class Parallel(Technique):
     def faults(self) -> list[str]:
         if self.auto and self.stated != Layout():
             return ["A parallel layout is either auto or stated in numbers: leave one of the two out."]
+        if not self.auto and self.stated == Layout():
+            return ["A parallel layout must share something: state its parts (guidance: 2), or 'auto'."]
         return self.stated.faults()
 
     @property
@@ -186,7 +190,7 @@ def _sizes(model: Model, machine: Machine) -> tuple[float, float]:
 
 
 def _bytes(modules: Iterable[nn.Module]) -> int:
-    return sum(value.nbytes for module in modules for value in module.parameters())
+    return sum(map(stored_bytes, modules))
 
 
 def _heads(module: nn.Module) -> list[int]:
@@ -220,10 +224,10 @@ def _weights(model: Model) -> dict[str, str]:
     found = {}
     for name, module in model.modules.items():
         digest = sha256()
-        for value in module.state_dict().values():
-            if isinstance(value, Tensor) and value.numel():
-                some = value.detach().flatten()[:: max(1, value.numel() // 8)]
-                digest.update(some.float().cpu().numpy().tobytes())
+        tensors = (value for value in module.state_dict().values() if isinstance(value, Tensor) and value.numel())
+        for value in (part for whole in tensors for part in plain_tensors(whole.detach())):
+            some = value.flatten()[:: max(1, value.numel() // 8)]
+            digest.update(some.float().cpu().numpy().tobytes())
         found[f"weights of the {name}"] = digest.hexdigest()[:12]
     return found
 

@@ -1,12 +1,14 @@
 """Tensor parallelism: each process has a part of the features of a block's layers, as `cuts` plans it.
 
-Each kind of block is held against itself once: in parts, and with the parts put together.
+Each kind of block is held against itself once: in parts, and with the parts put together. Quantized layers are cut as
+they are: their codes are those of the whole weight, and for that check alone their inputs are not rounded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache, partial
 from itertools import count
 from typing import Any
@@ -14,7 +16,6 @@ from weakref import WeakValueDictionary
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from fewstep.models.blocks import Block
 from fewstep.models.hooks import wrapped
 from fewstep.models.model import Model
 from fewstep.techniques.base import undo_all
+from fewstep.techniques.linears.kernels import held_by, hold, stored_bytes
 from fewstep.techniques.parallel.cuts import Cut, plan, uncuttable
 from fewstep.techniques.parallel.groups import rank_in, same_enough, size_of
 
@@ -79,18 +81,25 @@ class TensorDenoiser:
 
     def _checked(self, block: Block, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         what = f"The {type(block.module).__name__} of the {self._name}"
+        exact = partial(_exactly, type(block.module).forward, block.module, self._held(block))
         try:
             parts = forward(*args, **kwargs)
         except (RuntimeError, ValueError, IndexError) as error:
             raise FewstepError(f"{what} does not run on a part of its features (tensor): {error}") from error
+        again = exact(*args, **kwargs) if self._held(block) else parts
         self._undo.pop(block.path)()
-        whole = type(block.module).forward(block.module, *args, **kwargs)
+        whole = exact(*args, **kwargs)
         self._cut(block)
-        pairs = zip(*(out if isinstance(out, tuple) else (out,) for out in (whole, parts)), strict=True)
+        pairs = zip(*(out if isinstance(out, tuple) else (out,) for out in (whole, again)), strict=True)
         if not all(same_enough(*pair) for pair in pairs if isinstance(pair[0], Tensor)):
             raise FewstepError(f"{what} gives something else in parts than whole: leave 'tensor' out.")
         self.facts["kinds_checked"] += 1
         return parts
+
+    def _held(self, block: Block) -> list[nn.Module]:
+        """The quantized ones of the layers that are cut."""
+        paths = (cut.path for unit in self._plans[block.path].units for cut in unit.cuts)
+        return [layer for layer in map(block.module.get_submodule, paths) if held_by(layer) is not None]
 
     def _cut(self, block: Block) -> None:
         steps: list[Callable[[], None]] = []
@@ -108,23 +117,69 @@ class TensorDenoiser:
 
     def _cut_layer(self, block: nn.Module, cut: Cut, steps: list[Callable[[], None]]) -> None:
         layer: Any = block.get_submodule(cut.path)
-        for value in (layer.weight, getattr(layer, "bias", None) if cut.axis == 0 else None):
-            if value is not None:  # it stays the same parameter, and its whole is freed
-                steps.append(partial(self._restore, value, cut))
-                value.data = cut.own(value.data, self._rank, self._parts)
-        linear = isinstance(layer, nn.Linear)
-        if linear:
-            _set(layer, FEATURES[cut.axis], getattr(layer, FEATURES[cut.axis]) // self._parts, steps)
-        if not linear or cut.axis == 1:
+        if isinstance(layer, nn.RMSNorm | RMSNorm):
+            self._keep_part(layer, "weight", cut, steps)
             owner, _, name = cut.path.rpartition(".")
-            summed = Summed(layer, self._sums) if linear else NormOverAll(layer, self._sums)
-            _set(block.get_submodule(owner), name, summed.train(layer.training), steps)
+            over_all = NormOverAll(layer, self._sums).train(layer.training)
+            _set(block.get_submodule(owner), name, over_all, steps)
+            return
+        if held_by(layer) is None:
+            self._keep_part(layer, "weight", cut, steps)
+            self._keep_part(layer, "bias", cut, steps)
+            _set(layer, FEATURES[cut.axis], getattr(layer, FEATURES[cut.axis]) // self._parts, steps)
+        else:
+            self._hold_part(layer, cut, steps)
+        if cut.axis == 1:
+            steps.append(layer.register_forward_hook(summed(self._sums.number)).remove)
+
+    def _keep_part(self, layer: Any, name: str, cut: Cut, steps: list[Callable[[], None]]) -> None:
+        """It stays the same parameter, and its whole is freed. Of a sum one process has the bias, and the others 0."""
+        value = getattr(layer, name)
+        if value is None:
+            return
+        if name == "bias" and cut.axis == 1:
+            steps.append(partial(setattr, value, "data", value.data))
+            value.data = self._added_once(value.data)
+            return
+        steps.append(partial(self._restore, value, cut))
+        value.data = cut.own(value.data, cut.axis, self._rank, self._parts)
+
+    def _hold_part(self, layer: nn.Module, cut: Cut, steps: list[Callable[[], None]]) -> None:
+        held = held_by(layer)
+        assert held is not None
+        bias = held.bias if cut.axis == 1 else None
+        own = held.along(cut.axis, partial(cut.own, rank=self._rank, parts=self._parts))
+        hold(layer, own if bias is None else replace(own, bias=self._added_once(bias)))
+        steps.append(partial(self._hold_whole, layer, cut, bias))
+
+    def _hold_whole(self, layer: nn.Module, cut: Cut, bias: Tensor | None) -> None:
+        part = held_by(layer)
+        assert part is not None
+        whole = part.along(cut.axis, partial(cut.whole, group=self._group))
+        hold(layer, whole if bias is None else replace(whole, bias=bias))
+
+    def _added_once(self, bias: Tensor) -> Tensor:
+        return bias if self._rank == 0 else torch.zeros_like(bias)
 
     def _restore(self, parameter: nn.Parameter, cut: Cut) -> None:
-        parameter.data = cut.whole(parameter.data, self._group)
+        parameter.data = cut.whole(parameter.data, cut.axis, self._group)
 
     def _bytes(self) -> int:
-        return sum(value.nbytes for block in self._blocks for value in block.module.parameters())
+        return sum(stored_bytes(block.module) for block in self._blocks)
+
+
+def _exactly(forward: Callable[..., Any], module: nn.Module, layers: list[nn.Module], *args: Any, **kwargs: Any) -> Any:
+    """A block's output with nothing rounded in these quantized layers but their weights."""
+    with ExitStack() as gates:
+        for layer in layers:
+            gates.enter_context(wrapped(layer, partial(_product, layer)))
+        return forward(module, *args, **kwargs)
+
+
+def _product(layer: nn.Module, forward: Callable[..., Any], x: Tensor) -> Tensor:
+    held = held_by(layer)
+    assert held is not None
+    return held.product(x)
 
 
 def _set(owner: nn.Module, name: str, value: Any, steps: list[Callable[[], None]]) -> None:
@@ -179,18 +234,15 @@ def _(x: Tensor, number: int) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-class Summed(nn.Module):
-    """A linear layer of some inputs, summed over the processes that have the others. One of them adds the bias."""
+@cache  # the same hook for all layers of a denoiser, so that compiled blocks are one graph
+def summed(number: int) -> Callable[..., Tensor]:
+    """A hook that sums a layer's output over the processes that have its other inputs."""
 
-    def __init__(self, linear: nn.Linear, sums: Sums) -> None:
-        super().__init__()
-        self.weight, self.bias, self._biased, self._number = linear.weight, linear.bias, sums.rank == 0, sums.number
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-
-    def forward(self, x: Tensor) -> Tensor:
-        part = F.linear(x, self.weight, self.bias if self._biased else None)
-        whole: Tensor = sum_over_processes(part, self._number)
+    def hook(module: nn.Module, args: Any, part: Tensor) -> Tensor:
+        whole: Tensor = sum_over_processes(part, number)
         return whole
+
+    return hook
 
 
 class NormOverAll(nn.Module):

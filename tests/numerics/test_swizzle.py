@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewstep.checkpoints.swizzle import padded, swizzle, unswizzle
+from fewstep.numerics.swizzle import padded, swizzle, unswizzle
 
 SIDES = st.integers(1, 300), st.integers(1, 13)
 

@@ -27,6 +27,12 @@ def swizzle(scales: Tensor) -> Tensor:
     return tiles.reshape(high, wide).view(scales.dtype)
 
 
+def in_lines(scales: Tensor) -> Tensor:
+    """`swizzle` with the sides that torchao stores: a line of a tile beside those of the tiles across."""
+    swizzled = swizzle(scales)
+    return swizzled.reshape(swizzled.shape[0] // 4, swizzled.shape[1] * 4)
+
+
 def unswizzle(swizzled: Tensor, rows: int, columns: int) -> Tensor:
     """The inverse of `swizzle`, whatever sides the same bytes were stored with; the padding is cut off."""
     return unswizzle_whole(swizzled, rows, columns)[:rows, :columns].contiguous()
