@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fewstep.errors import InputError, MachineError
-from fewstep.files import read_json, replacing, write_json, write_text
+from fewstep.files import read_entries, read_json, read_yaml, replacing, write_json, write_text
 
 
 def fill_the_disk(path: Path) -> None:
@@ -101,3 +101,28 @@ def test_what_is_no_json_file_is_said(tmp_path: Path, content: bytes | None, mes
         read_json(path)
     with pytest.raises(InputError, match="Could not read"):
         read_json(tmp_path)
+
+
+def test_yaml_comes_back_and_a_key_that_is_there_twice_is_no_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("base: &b {x: 1}\nrows:\n  - {<<: *b, y: [1, two]}\n")
+    assert read_yaml(path) == {"base": {"x": 1}, "rows": [{"x": 1, "y": [1, "two"]}]}
+    for text in ("a: 1\na: 2\n", "rows:\n  - {x: 1, y: 2, x: 3}\n"):
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"a\.yaml must be a YAML file: '[ax]' is there twice .*line"):
+            read_yaml(path)
+    path.write_text("rows: [")
+    with pytest.raises(InputError, match="must be a YAML file"):
+        read_yaml(path)
+    with pytest.raises(InputError, match="There is no file"):
+        read_yaml(tmp_path / "none.yaml")
+
+
+def test_a_file_that_is_one_list_has_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("rows: [1, 2]")
+    assert read_entries(path, "rows") == [1, 2]
+    for text in ("rows: 1", "[1, 2]", "rows: []\nmore: 1", ""):
+        path.write_text(text)
+        with pytest.raises(InputError, match="must hold one list, under 'rows'"):
+            read_entries(path, "rows")

@@ -1,4 +1,4 @@
-"""Writing that never damages what is already there: write beside it, then rename."""
+"""Reading that says what is wrong, and writing that never damages what is there: write beside it, then rename."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from fewstep.errors import InputError, MachineError
 
@@ -80,10 +82,53 @@ def read_json(path: Path | str) -> Any:
         InputError: no such file, or it is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"There is no file {path}.") from None
+        return json.loads(_text(path))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} must be a JSON file: {error}.") from None
+
+
+def read_yaml(path: Path | str) -> Any:
+    """The value in a YAML file.
+
+    Raises:
+        InputError: no such file, it is not YAML, or a mapping has a key twice.
+    """
+    try:
+        return yaml.load(_text(path), _Strict)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} must be a YAML file: {' '.join(str(error).split())}.") from None
+
+
+def read_entries(path: Path | str, key: str) -> list[Any]:
+    """The list that is all a YAML file has, under `key`.
+
+    Raises:
+        InputError: as `read_yaml`, or the file holds something else.
+    """
+    value = read_yaml(path)
+    entries = value.get(key) if isinstance(value, dict) and set(value) == {key} else None
+    if not isinstance(entries, list):
+        raise InputError(f"{path} must hold one list, under {key!r}.")
+    return entries
+
+
+class _Strict(yaml.SafeLoader):
+    """Of a key that is there twice YAML takes the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (one := (key.tag, key.value)) not in seen:
+                seen.add(one)
+            elif isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _text(path: Path | str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"There is no file {path}.") from None
     except OSError as error:
         raise InputError(f"Could not read {path}: {error.strerror or error}.") from None

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from fewstep.errors import FewstepError, InputError, RecipeError
-from fewstep.files import read_json, write_json, write_text
+from fewstep.files import read_json, read_yaml, write_json, write_text
 from fewstep.machine import Machine
 from fewstep.models.model import Model
 from fewstep.recipes import RECIPES
@@ -134,12 +134,7 @@ def _read(path: str | Path) -> Any:
         )
     if place.suffix == ".json":
         return read_json(place)
-    try:
-        return yaml.safe_load(place.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"There is no file {path}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} must be a YAML file: {' '.join(str(error).split())}.") from error
+    return read_yaml(place)
 
 
 def _techniques(entries: list[Any]) -> list[Technique]:

@@ -99,7 +99,7 @@ def test_files_that_are_no_configuration(tmp_path):
         (tmp_path / name).write_text(text)
         with pytest.raises(InputError, match=name):
             read_job(tmp_path / name)
-    with pytest.raises(InputError, match=r"Could not read a configuration from .*none\.yaml"):
+    with pytest.raises(InputError, match=r"There is no file .*none\.yaml"):
         read_job(tmp_path / "none.yaml")
 
 

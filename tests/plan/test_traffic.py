@@ -83,6 +83,7 @@ def _counted(rank: int) -> None:
                 output(fast, call)
                 sent = {way: bytes_ - before[way] for way, bytes_ in _sent(facts).items()}
                 calls = STEPS * case.branches * FLOAT32 / BF16
+                assert any(sent.values())
                 for way in sent:
                     planned = getattr(traffic, way)(work, layout, 1).bytes * calls
                     assert sent[way] == pytest.approx(planned, rel=0.01), (name, layout, way)

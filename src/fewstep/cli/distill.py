@@ -185,10 +185,10 @@ def _rehearse(job: Job, as_json: bool) -> None:
 
 def job_of(source: str, given: dict[str, Any]) -> Job:
     """The job of a YAML file or of a teacher, with the options put over it."""
-    from fewstep.distill.job import read_job, read_yaml
+    from fewstep.distill.job import read_config, read_job
     from fewstep.errors import InputError
 
-    values = read_yaml(Path(source)) if source.endswith(CONFIGS) else {"teacher": source}
+    values = read_config(Path(source)) if source.endswith(CONFIGS) else {"teacher": source}
     values |= given
     if not values.get("teacher"):
         raise InputError(f"{source} must have the key 'teacher': a zoo model, a pipeline folder, or a hub id.")

@@ -31,6 +31,7 @@ from fewstep.distill.methods.backward import Stepping
 from fewstep.distill.methods.progressive import halvings
 from fewstep.distill.typed import typed
 from fewstep.errors import InputError, bad_value
+from fewstep.files import read_yaml
 
 TASK = "task:"
 Sharing = Literal["copies", "lora"]
@@ -270,7 +271,7 @@ def read_job(
         InputError: an unknown or missing key, or a value that does not fit.
     """
     where = "The configuration" if isinstance(config, Mapping) else str(config)
-    values = dict(config) if isinstance(config, Mapping) else read_yaml(Path(config))
+    values = dict(config) if isinstance(config, Mapping) else read_config(Path(config))
     hints = get_type_hints(Job)
     own = {name: typed(name, values.pop(name), hints[name], where) for name in hints if name in values}
     needed = [f.name for f in fields(Job) if f.default is MISSING and f.default_factory is MISSING]
@@ -318,18 +319,13 @@ def _typed(values: Mapping[str, Any], of: type, where: str) -> dict[str, Any]:
     return {name: typed(name, value, hints[name], where) for name, value in values.items()}
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """The keys and values of a configuration file.
 
     Raises:
         InputError: it can't be read, or holds something else.
     """
-    import yaml
-
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"Could not read a configuration from {path}: {str(error).splitlines()[0]}.") from None
+    value = read_yaml(path)
     if not isinstance(value, dict):
         raise InputError(f"{path} must hold keys and values, like 'teacher: zoo:shapes'.")
     return value

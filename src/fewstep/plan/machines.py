@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewstep.errors import InputError, bad_value
+from fewstep.files import read_entries
 
 TABLE = Path(__file__).with_name("devices.yaml")
 NAMED = re.compile(r"(?:(?:([1-9]\d{0,4})x)?([1-9]\d{0,4})x)?(.+)", re.IGNORECASE)
@@ -114,16 +114,7 @@ def _shipped() -> tuple[Device, ...]:
 
 
 def _read(path: Path) -> tuple[Device, ...]:
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"There is no file {path}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} must be a YAML file: {' '.join(str(error).split())}.") from None
-    entries = value.get("devices") if isinstance(value, dict) and set(value) == {"devices"} else None
-    if not isinstance(entries, list):
-        raise InputError(f"{path} must hold one list, under 'devices'.")
-    return tuple(_device(entry, path) for entry in entries)
+    return tuple(_device(entry, path) for entry in read_entries(path, "devices"))
 
 
 def _device(entry: object, path: Path) -> Device:

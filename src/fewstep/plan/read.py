@@ -12,10 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
 from fewstep.errors import InputError
-from fewstep.files import read_json
+from fewstep.files import read_entries, read_json
 from fewstep.models.load import INDEX, component_folders, fetched, resolve
 from fewstep.models.manifest import Manifest
 from fewstep.plan.blocks import BLOCKS, Config, hidden_of, width_of
@@ -98,7 +96,7 @@ def network_of(source: str | Path) -> Network:
 @cache
 def known() -> dict[str, dict[str, Any]]:
     """The table of known models, by name and by hub id in small letters."""
-    entries = yaml.safe_load(TABLE.read_text(encoding="utf-8"))["models"]
+    entries = read_entries(TABLE, "models")
     return {key.lower(): entry for entry in entries for key in (entry["name"], *entry["hub"])}
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewstep.errors import InputError, bad_value
+from fewstep.files import read_entries
 from fewstep.server.web.origin import is_loopback
 
 MODEL_FILES = (".yaml", ".yml")
@@ -110,7 +110,7 @@ def read_models(source: str, recipe: str | None) -> tuple[ModelEntry, ...]:
         return (ModelEntry(name=name, model=source, recipe=recipe),)
     if recipe is not None:
         raise InputError(f"A recipe for each model stands in {source}; leave out --recipe.")
-    entries = _listed(source, "models")
+    entries = read_entries(source, "models")
     models = tuple(_entry(ModelEntry, entry, f"{source}, model {i + 1}") for i, entry in enumerate(entries))
     if not models:
         raise InputError(bad_value("models", source, "a list of at least one model", entries))
@@ -124,7 +124,7 @@ def read_keys(path: Path) -> tuple[KeyEntry, ...]:
     Raises:
         InputError: no such file, or what is wrong in it.
     """
-    keys = tuple(_entry(KeyEntry, entry, f"{path}, key {i + 1}") for i, entry in enumerate(_listed(path, "keys")))
+    keys = tuple(_entry(KeyEntry, entry, f"{path}, key {i + 1}") for i, entry in enumerate(read_entries(path, "keys")))
     _check_distinct([key.name for key in keys], str(path))
     return keys
 
@@ -140,19 +140,6 @@ def check_host(host: str, *, keys: bool, open_to_all: bool) -> None:
             f"Without --keys everyone who reaches --host {host} could use this server: "
             "give --keys FILE, stay on 127.0.0.1, or say --open if that is meant."
         )
-
-
-def _listed(path: Path | str, field: str) -> list[Any]:
-    try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"There is no file {path}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} must be a YAML file: {' '.join(str(error).split())}.") from None
-    entries = value.get(field) if isinstance(value, dict) and set(value) == {field} else None
-    if not isinstance(entries, list):
-        raise InputError(f"{path} must hold one list, under {field!r}.")
-    return entries
 
 
 def _entry(kind: type[Entry], entry: Any, where: str) -> Entry:
