@@ -96,7 +96,8 @@ def read_yaml(path: Path | str) -> Any:
     try:
         return yaml.load(_text(path), _Strict)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} must be a YAML file: {' '.join(str(error).split())}.") from None
+        why = " ".join(str(error).replace(' in "<unicode string>",', " at").split())
+        raise InputError(f"{path} must be a YAML file: {why}.") from None
 
 
 def read_entries(path: Path | str, key: str) -> list[Any]:

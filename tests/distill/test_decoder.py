@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fewstep.distill.data.paths import PathSettings, PathTask, make_paths
-from fewstep.distill.decoder import decode_pairs, distill_decoder, load_decoder
+from fewstep.distill.decoder import decode_pairs, decoded, distill_decoder, load_decoder
 from fewstep.errors import InputError
 from fewstep.models.trace import trace
 from tests.distill.pipes import pipeline, video_pipeline
@@ -45,7 +45,13 @@ def test_it_learns_and_is_loaded(made, tmp_path) -> None:
     assert frames.shape == (1, 3, 4, 3, 16, 16)
     made_frames = torch.cat([frames[:, 0, -1:], frames[:, 1:].flatten(1, 2)], 1).transpose(1, 2)
     assert float((made_frames - wanted).abs().mean()) < losses[0]
+    clips = decoded(pipe, paths, tmp_path / "decoded", show=False)  # what is there already
+    torch.testing.assert_close(clips.read([0]).cond, wanted, rtol=0, atol=2e-3)
     assert distill_decoder(pipe, paths, tmp_path, **options) == folder
+    with torch.no_grad():
+        pipe.vae.decoder.conv_in.weight.mul_(2)
+    with pytest.raises(InputError, match="vae"):  # another VAE decodes into another folder
+        decoded(pipe, paths, tmp_path / "decoded", show=False)
 
 
 def test_what_has_no_video_is_refused(made, tmp_path) -> None:

@@ -19,15 +19,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.distill.data.samples import PathBatch, PathSet
+from fewstep.distill.data.samples import Index, PathBatch, PathSet
+from fewstep.distill.data.store import Sizes, fill, samples_of
 from fewstep.distill.engine.loop import Settings, Update, train
+from fewstep.distill.engine.roles import fingerprint
 from fewstep.errors import InputError
 from fewstep.files import replacing
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
 
-DECODED_AT_ONCE = 8  # clips, by the VAE
+DECODED_AT_ONCE, SHARD = 8, 256  # clips: by the VAE, and in a file
 BESIDE = "small_decoder"  # folder of one in the folder of its pipeline
 
 
@@ -59,12 +61,10 @@ def decode_pairs(small: AutoencoderTiny, latents: Tensor, before: Tensor | None 
 
 @dataclass(frozen=True, eq=False)
 class DecoderDistiller:
-    """L1 and L2 to the frames that the VAE decodes from the same latents. `scale`: the VAE's (mean, std), each
-    (1, channels, 1, 1, 1)."""
+    """L1 and L2 to the frames that the VAE decodes from the same latents: those that stand in the place of a batch's
+    condition, (batch, 3, frames, height, width) in [-1, 1]."""
 
     small: AutoencoderTiny
-    vae: Any
-    scale: tuple[Tensor, Tensor]
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
@@ -75,18 +75,37 @@ class DecoderDistiller:
         return {}
 
     def updates(self, batch: PathBatch, generator: torch.Generator) -> Iterator[Update]:
-        latents = batch.states[:, -1]
-        made, wanted = decode_pairs(self.small, latents), self._decoded(latents)
+        made = decode_pairs(self.small, batch.states[:, -1])
         frames = torch.cat([made[:, 0, -1:], made[:, 1:].flatten(1, 2)], 1)
-        error = frames.float() - wanted.transpose(1, 2)
+        error = frames.float() - batch.cond.transpose(1, 2)
         yield Update("decoder", self.small, error.abs().mean() + 2 * error.square().mean())
 
-    @torch.no_grad()
-    def _decoded(self, latents: Tensor) -> Tensor:
-        mean, std = (one.to(latents) for one in self.scale)
-        scaled = latents * std + mean
-        parts = [scaled[low : low + DECODED_AT_ONCE] for low in range(0, len(scaled), DECODED_AT_ONCE)]
-        return torch.cat([self.vae.decode(part, return_dict=False)[0] for part in parts]).float()
+
+def decoded(pipe: Any, paths: PathSet, folder: Path, *, show: bool = True) -> PathSet:
+    """The ends of these paths with what the pipeline's VAE makes of each, made once: it takes longer than a training
+    step of a small decoder. A clip is stored in 6 bytes a pixel. What is there already stays.
+
+    Raises:
+        InputError: the folder holds others.
+    """
+    centre, spread = _scale(pipe)
+
+    def make(samples: range) -> Mapping[str, Tensor]:
+        latents = paths.read(samples, pipe.device).states[:, -1]
+        scaled = (latents * spread.to(latents) + centre.to(latents)).to(pipe.vae.dtype)
+        frames = pipe.vae.decode(scaled, return_dict=False)[0]
+        return samples_of({"": frames.cpu()}, latents[:, None].cpu())
+
+    made_with = {"prompts": len(paths), "shape": list(paths.index.shape), "of": paths.fingerprint}
+    index = Index("latents", paths.times[-1:], {**made_with, "vae": fingerprint(pipe.vae)})
+    fill(folder, index, make, Sizes(DECODED_AT_ONCE, SHARD, "float16"), show=show)
+    return PathSet(folder, torch.zeros(1))
+
+
+def _scale(pipe: Any) -> list[Tensor]:
+    """The mean and the deviation of the latents, each (1, channels, 1, 1, 1)."""
+    config = pipe.vae.config
+    return [torch.tensor(config[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std")]
 
 
 def distill_decoder(
@@ -95,7 +114,7 @@ def distill_decoder(
     out: Path | str,
     *,
     width: int = 48,
-    steps: int = 2000,
+    steps: int = 10_000,
     batch: int = 8,
     rate: float = 1e-3,
     seed: int = 0,
@@ -112,15 +131,13 @@ def distill_decoder(
     config = getattr(getattr(pipe, "vae", None), "config", {})
     if config.get("latents_mean") is None or len(paths.index.shape) != 4:
         raise InputError(f"A small decoder is for video pipelines as Wan's are. Got {type(pipe).__name__}.")
-    scale = [torch.tensor(config[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std")]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         small = small_decoder(pipe, width).to(pipe.device)
-    distiller = DecoderDistiller(small, pipe.vae.requires_grad_(False), (scale[0], scale[1]))
     settings = Settings(steps=steps, seed=seed, rate=rate, **training)
     facts = {"width": width, "batch": batch, "paths": paths.fingerprint}
-    batches = paths.batches(batch, seed, pipe.device)
-    done = train(distiller, batches, Path(out), settings, facts=facts, title="small decoder", show=show)
+    clips = decoded(pipe, paths, Path(out) / "decoded", show=show).batches(batch, seed, pipe.device)
+    done = train(DecoderDistiller(small), clips, Path(out), settings, facts=facts, title="small decoder", show=show)
     if not done.finished:
         raise KeyboardInterrupt
     folder = Path(out) / "decoder"
