@@ -262,6 +262,24 @@ def test_the_parts_of_a_cut_are_of_each_stretch_and_make_the_whole(lengths: list
     assert torch.equal(torch.cat(own).flatten().sort().values, weight.flatten().sort().values)
 
 
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.integers(1, 4), st.integers(1, 4))
+def test_what_is_shorter_by_a_factor_is_cut_where_its_numbers_are(lengths: list[int], parts: int, factor: int) -> None:
+    """Two codes in a byte, or a scale for sixteen: one number for so many of the weight's."""
+    cut = Cut("layer", 0, tuple(length * parts * factor for length in lengths))
+    short = torch.arange(sum(lengths) * parts, dtype=torch.uint8).view(torch.int8)
+    long = short.repeat_interleave(factor)
+    for rank in range(parts):
+        own = cut.own(short, 0, rank, parts)
+        assert own.dtype == short.dtype
+        assert torch.equal(own.repeat_interleave(factor), cut.own(long, 0, rank, parts))
+    assert cut.divides(short, 0, parts)
+
+
+def test_parts_are_whole_numbers_of_every_stretch() -> None:
+    cut = Cut("layer", 0, (8, 4))
+    assert [cut.divides(torch.zeros(n), 0, 2) for n in (12, 6, 3)] == [True, True, False]  # 3 are 2 and 1
+
+
 def test_what_a_block_does_not_explain_stays_whole_and_says_why() -> None:
     def whole(name: str, parts: int = 2) -> dict[str, str]:
         model = Model(PIPELINES[name]()[0])
