@@ -26,6 +26,7 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ from fewstep.zoo.evaluate import generate
 from fewstep.zoo.tasks import task
 
 FPS, FREE = 16, 120  # frames a second: of a viewer, and as high as a server's clock goes
-STACK = ("window", "precision", "compile", "overlap")  # what each row adds
+STACK = ("window", "precision", "compile", "overlap", "small_decoder")  # what each row adds
 TIMES = 9  # sessions whose first frame is waited for
 Row = dict[str, Any]
 
@@ -86,13 +87,14 @@ def arguments() -> argparse.Namespace:
 def in_process(given: argparse.Namespace, asked: list[tuple[str, Any]]) -> list[Row]:
     keep_freed_memory()
     model = LiveModel.of(fewstep.load(given.model), (Precision(), Compile()))
-    prompt, last = asked[0][0], len(STACK)
+    stack = STACK if model.small is not None else STACK[:-1]
+    prompt, last = asked[0][0], len(stack)
     teachers = [teacher(given.teacher, asked, steps) for steps in (None, model.steps)]
-    stack = [row(model, prompt, n, given.each if n < last else given.seconds) for n in range(last + 1)]
+    live = [row(model, prompt, stack, n, given.each if n < last else given.seconds) for n in range(last + 1)]
     fewer = [few(model, prompt, steps, given.each) for steps in (2, 1) if steps < model.steps]
     quality = kept(model, asked, seconds=given.seconds, fps=FPS, off=("adapt",))
     accuracy = {"kind": "accuracy", "accuracy of": given.model, **asdict(quality), "drift": drift(quality)}
-    return [*teachers, *stack, *fewer, accuracy]
+    return [*teachers, *live, *fewer, accuracy]
 
 
 def teacher(name: str, asked: list[tuple[str, Any]], steps: int | None) -> Row:
@@ -111,10 +113,10 @@ def teacher(name: str, asked: list[tuple[str, Any]], steps: int | None) -> Row:
     return {"kind": "teacher", "trick": in_steps(len(pipe.scheduler.timesteps)), "made": made, "accuracy": mean(right)}
 
 
-def row(model: LiveModel, prompt: str, tricks: int, seconds: float) -> Row:
+def row(model: LiveModel, prompt: str, stack: Sequence[str], tricks: int, seconds: float) -> Row:
     """The first so many of the stack on, the others off."""
-    trick = f"+ {STACK[tricks - 1]}" if tricks else f"none: {in_steps(model.steps)}, float32"
-    return {"kind": "stack", "trick": trick, **measured(model, prompt, seconds, off=(*STACK[tricks:], "adapt"))}
+    trick = f"+ {stack[tricks - 1]}" if tricks else f"none: {in_steps(model.steps)}, float32"
+    return {"kind": "stack", "trick": trick, **measured(model, prompt, seconds, off=(*stack[tricks:], "adapt"))}
 
 
 def few(model: LiveModel, prompt: str, steps: int, seconds: float) -> Row:
