@@ -83,6 +83,7 @@ class LiveModel:
             finally:
                 pipe.scheduler = scheduler
         own = decoder_beside(pipe) if small is None else small
+        own = None if own is None else own.to(pipe.device)
         return cls(pipe, denoiser, causal, manifest, {one.name: one for one in techniques}, own)
 
     @property
