@@ -25,12 +25,12 @@ from fewstep.distill.engine.loop import Settings, Update, train
 from fewstep.distill.engine.roles import fingerprint
 from fewstep.errors import InputError
 from fewstep.files import replacing
+from fewstep.models.load import SMALL_DECODER
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
 
 DECODED_AT_ONCE, SHARD = 8, 256  # clips: by the VAE, and in a file
-BESIDE = "small_decoder"  # folder of one in the folder of its pipeline
 
 
 def small_decoder(pipe: Any, width: int = 48, blocks: int = 2) -> AutoencoderTiny:
@@ -149,7 +149,7 @@ def distill_decoder(
 
 def decoder_beside(pipe: Any) -> AutoencoderTiny | None:
     """The small decoder in a pipeline's own folder, which is then its `small_decoder`; None where there is none."""
-    folder = Path(str(pipe.config.get("_name_or_path", ""))) / BESIDE
+    folder = Path(str(pipe.config.get("_name_or_path", ""))) / SMALL_DECODER
     return load_decoder(folder) if folder.is_dir() else None
 
 

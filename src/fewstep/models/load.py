@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ZOO = Path(__file__).parents[1] / "zoo" / "weights"
 INDEX = "model_index.json"
+SMALL_DECODER = "small_decoder"  # folder of one beside the components: see `distill.decoder`
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 
@@ -213,6 +214,8 @@ def copy_pipeline(source: Path, target: Path, but: Collection[str] = ()) -> None
     target.mkdir()
     for name in parts.keys() - set(but):
         shutil.copytree(parts[name], target / name)
+    if (source / SMALL_DECODER).is_dir():
+        shutil.copytree(source / SMALL_DECODER, target / SMALL_DECODER)
     shutil.copy(source / INDEX, target / INDEX)
     if manifest := Manifest.read(source):
         replace(manifest, shares={}).write(target)
