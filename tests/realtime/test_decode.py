@@ -65,10 +65,17 @@ def test_a_small_decoder_of_a_stream_is_that_of_the_whole_clip() -> None:
     latents = torch.randn(1, 24, 4, 2, 2, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         whole = decode_pairs(small, latents).flatten(1, 2)[0, 3:]
-    stream = SmallStream(small, 4)
+    stream = SmallStream(small, pipe.vae, 4)
     made = torch.cat([stream(part) for part in latents.split([1, 2, 1], 2)])
     assert made.shape == (13, 3, 16, 16)
     assert torch.allclose(made, (whole / 2 + 0.5).clamp(0, 1), atol=1e-6)
+    stream.follow(None)
+    pipe.vae.bfloat16()  # as the technique `precision` does, and it may do so in mid-stream
+    half = torch.cat([stream(part) for part in latents.split([1, 2, 1], 2)])
+    assert 0 < float((half - made).abs().max()) < 0.05
+    pipe.vae.float()
+    stream.follow(None)
+    assert torch.allclose(torch.cat([stream(part) for part in latents.split([1, 2, 1], 2)]), made, atol=1e-5)
 
 
 def test_one_decoder_goes_on_where_another_was(vae) -> None:

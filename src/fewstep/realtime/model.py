@@ -83,7 +83,6 @@ class LiveModel:
             finally:
                 pipe.scheduler = scheduler
         own = decoder_beside(pipe) if small is None else small
-        own = None if own is None else own.to(pipe.device)
         return cls(pipe, denoiser, causal, manifest, {one.name: one for one in techniques}, own)
 
     @property
@@ -156,7 +155,9 @@ class LiveModel:
     def decoders(self) -> dict[str, Stream]:
         """A new stream through each decoder: the VAE's, and `small` where there is one."""
         found: dict[str, Stream] = {"vae": StreamDecoder(self.pipe.vae)}
-        return found if self.small is None else {**found, "small": SmallStream(self.small, self.frames_per_latent)}
+        if self.small is not None:
+            found["small"] = SmallStream(self.small, self.pipe.vae, self.frames_per_latent)
+        return found
 
     def noise(self, generator: torch.Generator) -> Tensor:
         """A chunk of noise, (1, channels, frames, height, width)."""
