@@ -61,8 +61,9 @@ def decode_pairs(small: AutoencoderTiny, latents: Tensor, before: Tensor | None 
 
 @dataclass(frozen=True, eq=False)
 class DecoderDistiller:
-    """L1 and L2 to the frames that the VAE decodes from the same latents: those that stand in the place of a batch's
-    condition, (batch, 3, frames, height, width) in [-1, 1]."""
+    """L1 and L2 to the frames that the VAE decodes from the same latents, and L1 of what neighbouring pixels differ by,
+    which is what outlines are (arXiv 1511.05440, section 3.2). The frames stand in the place of a batch's condition,
+    (batch, 3, frames, height, width) in [-1, 1]."""
 
     small: AutoencoderTiny
 
@@ -78,7 +79,8 @@ class DecoderDistiller:
         made = decode_pairs(self.small, batch.states[:, -1])
         frames = torch.cat([made[:, 0, -1:], made[:, 1:].flatten(1, 2)], 1)
         error = frames.float() - batch.cond.transpose(1, 2)
-        yield Update("decoder", self.small, error.abs().mean() + 2 * error.square().mean())
+        outlines = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        yield Update("decoder", self.small, error.abs().mean() + 2 * error.square().mean() + outlines)
 
 
 def decoded(pipe: Any, paths: PathSet, folder: Path, *, show: bool = True) -> PathSet:
