@@ -174,6 +174,23 @@ def test_layers_that_came_quantized_are_cut_too() -> None:
     start(_loaded, 2, 900)
 
 
+def _converted(rank: int) -> None:
+    with joined():
+        pipe, _ = tiny("sd3")
+        before = {name: value.double() for name, value in pipe.transformer.state_dict().items()}
+        fast = accelerate(pipe, TWO)
+        pipe.transformer.double()
+        fast.remove()
+        after = pipe.transformer.state_dict()
+        assert all(
+            torch.equal(after[name], value) and after[name].dtype == value.dtype for name, value in before.items()
+        )
+
+
+def test_a_model_that_was_converted_meanwhile_stays_so() -> None:
+    start(_converted, 2)
+
+
 def _compiled(rank: int) -> None:
     """Two blocks with norms and rotations over all heads are one graph without a break, checked as the eager ones."""
     with joined():

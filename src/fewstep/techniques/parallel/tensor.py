@@ -137,29 +137,27 @@ class TensorDenoiser:
         value = getattr(layer, name)
         if value is None:
             return
-        if name == "bias" and cut.axis == 1:
-            steps.append(partial(setattr, value, "data", value.data))
-            value.data = self._added_once(value.data)
-            return
-        steps.append(partial(self._restore, value, cut))
-        value.data = cut.own(value.data, cut.axis, self._rank, self._parts)
+        if name == "weight" or cut.axis == 0:
+            steps.append(partial(self._restore, value, cut))
+            value.data = cut.own(value.data, cut.axis, self._rank, self._parts)
+        elif self._rank:
+            steps.append(partial(_put_back, value, value.data))
+            value.data = torch.zeros_like(value.data)
 
     def _hold_part(self, layer: nn.Module, cut: Cut, steps: list[Callable[[], None]]) -> None:
+        """The same of a quantized layer."""
         held = held_by(layer)
         assert held is not None
-        bias = held.bias if cut.axis == 1 else None
+        bias = held.bias if cut.axis == 1 and self._rank else None
         own = held.along(cut.axis, partial(cut.own, rank=self._rank, parts=self._parts))
-        hold(layer, own if bias is None else replace(own, bias=self._added_once(bias)))
+        hold(layer, own if bias is None else replace(own, bias=torch.zeros_like(bias)))
         steps.append(partial(self._hold_whole, layer, cut, bias))
 
     def _hold_whole(self, layer: nn.Module, cut: Cut, bias: Tensor | None) -> None:
         part = held_by(layer)
         assert part is not None
         whole = part.along(cut.axis, partial(cut.whole, group=self._group))
-        hold(layer, whole if bias is None else replace(whole, bias=bias))
-
-    def _added_once(self, bias: Tensor) -> Tensor:
-        return bias if self._rank == 0 else torch.zeros_like(bias)
+        hold(layer, whole if bias is None else replace(whole, bias=bias.to(whole.weight.codes.device)))
 
     def _restore(self, parameter: nn.Parameter, cut: Cut) -> None:
         parameter.data = cut.whole(parameter.data, cut.axis, self._group)
@@ -180,6 +178,10 @@ def _product(layer: nn.Module, forward: Callable[..., Any], x: Tensor) -> Tensor
     held = held_by(layer)
     assert held is not None
     return held.product(x)
+
+
+def _put_back(parameter: nn.Parameter, data: Tensor) -> None:
+    parameter.data = data.to(parameter.data)  # where the model was moved to since
 
 
 def _set(owner: nn.Module, name: str, value: Any, steps: list[Callable[[], None]]) -> None:
