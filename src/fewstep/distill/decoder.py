@@ -24,7 +24,7 @@ from fewstep.distill.data.store import Sizes, fill, samples_of
 from fewstep.distill.engine.loop import Settings, Update, train
 from fewstep.distill.engine.roles import fingerprint
 from fewstep.errors import InputError
-from fewstep.files import replacing
+from fewstep.files import read_json, replacing, write_json
 from fewstep.models.load import SMALL_DECODER
 
 if TYPE_CHECKING:
@@ -145,7 +145,10 @@ def distill_decoder(
     folder = Path(out) / "decoder"
     with replacing(folder) as aside:
         trained: Any = done.averages["decoder"]
-        trained.save_pretrained(aside)
+        trained.half().save_pretrained(aside)  # which diffusers loads as float32
+        config = read_json(aside / "config.json")
+        del config["block_out_channels"]  # diffusers writes it, and warns of it when it reads it
+        write_json(aside / "config.json", config)
     return folder
 
 
