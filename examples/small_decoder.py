@@ -1,4 +1,4 @@
-"""A small decoder for live video: a network a tenth as costly learns what the video VAE decodes.
+"""A small decoder for live video: a network that takes a fifth of the time learns what the video VAE decodes.
 
 python examples/small_decoder.py                                  to see that it runs
 python examples/small_decoder.py --clips 2560 --steps 5800        half an hour on two CPU cores

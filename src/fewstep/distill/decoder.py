@@ -90,7 +90,7 @@ def decoded(pipe: Any, paths: PathSet, folder: Path, *, show: bool = True) -> Pa
     Raises:
         InputError: the folder holds others.
     """
-    centre, spread = _scale(pipe)
+    centre, spread = latent_scale(pipe.vae)
 
     def make(samples: range) -> Mapping[str, Tensor]:
         latents = paths.read(samples, pipe.device).states[:, -1]
@@ -104,10 +104,10 @@ def decoded(pipe: Any, paths: PathSet, folder: Path, *, show: bool = True) -> Pa
     return PathSet(folder, torch.zeros(1))
 
 
-def _scale(pipe: Any) -> list[Tensor]:
-    """The mean and the deviation of the latents, each (1, channels, 1, 1, 1)."""
-    config = pipe.vae.config
-    return [torch.tensor(config[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std")]
+def latent_scale(vae: Any) -> tuple[Tensor, Tensor]:
+    """The mean and the deviation of a video VAE's latents, each (1, channels, 1, 1, 1)."""
+    mean, std = (torch.tensor(vae.config[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
+    return mean, std
 
 
 def distill_decoder(

@@ -15,7 +15,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fewstep.distill.decoder import decode_pairs
+from fewstep.distill.decoder import decode_pairs, latent_scale
 from fewstep.errors import InputError
 
 Frames = NDArray[np.uint8]
@@ -51,6 +51,7 @@ class StreamDecoder:
     def __init__(self, vae: nn.Module) -> None:
         check_streams(vae)
         self._vae: Any = vae
+        self._scale = latent_scale(vae)
         self._features: list[Any] = []
         self.last: Tensor | None = None
 
@@ -58,9 +59,7 @@ class StreamDecoder:
     def __call__(self, latents: Tensor) -> Tensor:
         vae, parts = self._vae, []
         weight = vae.post_quant_conv.weight
-        mean, std = (
-            torch.tensor(vae.config[name]).view(1, -1, 1, 1, 1).to(weight) for name in ("latents_mean", "latents_std")
-        )
+        mean, std = (one.to(weight) for one in self._scale)
         x = vae.post_quant_conv(latents.to(weight) * std + mean)
         for one in x.split(1, 2):
             first = not self._features

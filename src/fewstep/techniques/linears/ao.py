@@ -65,7 +65,7 @@ def torchao_linear(linear: nn.Linear, scheme: str) -> nn.Linear:
 def held_in(linear: nn.Linear) -> Held | None:
     """The numbers of a layer with torchao's weights; None where they are of a kind that is not known."""
     weight: Any = linear.weight
-    layout = _layout(weight)
+    layout = layout_of(weight)
     if layout is None:
         return None
     scale, grid = weight.scale, layout.grid(tuple(weight.shape))
@@ -97,7 +97,8 @@ def hold_in(linear: nn.Linear, held: Held) -> None:
     linear.out_features, linear.in_features = q.shape
 
 
-def _layout(weight: Any) -> Layout | None:
+def layout_of(weight: Any) -> Layout | None:
+    """Of torchao's weight; None of a plain one, or of a kind that is not known."""
     kind = type(weight).__name__
     if kind in BLOCKS:
         layout = BLOCKS[kind]

@@ -15,7 +15,7 @@ from fewstep.calibrate.signature import plain_tensors
 from fewstep.machine import Machine
 from fewstep.numerics.quantized import WHOLE
 from fewstep.numerics.schemes import Scheme
-from fewstep.techniques.linears.ao import held_in, hold_in, torchao_linear
+from fewstep.techniques.linears.ao import held_in, hold_in, layout_of, torchao_linear
 from fewstep.techniques.linears.emulated import EmulatedLinear
 from fewstep.techniques.linears.held import Held
 from fewstep.techniques.linears.int8 import Int8Linear, can_pack, has_amx, rounded_input
@@ -117,6 +117,11 @@ def convert(
     if emulate or kernel is None:
         return EmulatedLinear(linear, scheme, smooth, kernel.rounded if kernel else None)
     return kernel.make(linear)
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Whether `held_by` knows what a layer holds; told without unpacking it."""
+    return isinstance(layer, Own) or (type(layer) is nn.Linear and layout_of(layer.weight) is not None)
 
 
 def held_by(layer: nn.Module) -> Held | None:

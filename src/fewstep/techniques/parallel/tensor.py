@@ -24,7 +24,7 @@ from fewstep.models.blocks import Block
 from fewstep.models.hooks import wrapped
 from fewstep.models.model import Model
 from fewstep.techniques.base import undo_all
-from fewstep.techniques.linears.kernels import held_by, hold, stored_bytes
+from fewstep.techniques.linears.kernels import held_by, hold, is_quantized, stored_bytes
 from fewstep.techniques.parallel.cuts import Cut, plan, uncuttable
 from fewstep.techniques.parallel.groups import rank_in, same_enough, size_of
 
@@ -81,12 +81,13 @@ class TensorDenoiser:
 
     def _checked(self, block: Block, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         what = f"The {type(block.module).__name__} of the {self._name}"
-        exact = partial(_exactly, type(block.module).forward, block.module, self._held(block))
+        quantized = self._quantized(block)
+        exact = partial(_exactly, type(block.module).forward, block.module, quantized)
         try:
             parts = forward(*args, **kwargs)
         except (RuntimeError, ValueError, IndexError) as error:
             raise FewstepError(f"{what} does not run on a part of its features (tensor): {error}") from error
-        again = exact(*args, **kwargs) if self._held(block) else parts
+        again = exact(*args, **kwargs) if quantized else parts
         self._undo.pop(block.path)()
         whole = exact(*args, **kwargs)
         self._cut(block)
@@ -96,10 +97,10 @@ class TensorDenoiser:
         self.facts["kinds_checked"] += 1
         return parts
 
-    def _held(self, block: Block) -> list[nn.Module]:
-        """The quantized ones of the layers that are cut."""
+    def _quantized(self, block: Block) -> list[nn.Module]:
+        """Of the layers that are cut."""
         paths = (cut.path for unit in self._plans[block.path].units for cut in unit.cuts)
-        return [layer for layer in map(block.module.get_submodule, paths) if held_by(layer) is not None]
+        return list(filter(is_quantized, map(block.module.get_submodule, paths)))
 
     def _cut(self, block: Block) -> None:
         steps: list[Callable[[], None]] = []
@@ -123,12 +124,12 @@ class TensorDenoiser:
             over_all = NormOverAll(layer, self._sums).train(layer.training)
             _set(block.get_submodule(owner), name, over_all, steps)
             return
-        if held_by(layer) is None:
+        if is_quantized(layer):
+            self._hold_part(layer, cut, steps)
+        else:
             self._keep_part(layer, "weight", cut, steps)
             self._keep_part(layer, "bias", cut, steps)
             _set(layer, FEATURES[cut.axis], getattr(layer, FEATURES[cut.axis]) // self._parts, steps)
-        else:
-            self._hold_part(layer, cut, steps)
         if cut.axis == 1:
             steps.append(layer.register_forward_hook(summed(self._sums.number)).remove)
 

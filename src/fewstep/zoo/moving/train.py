@@ -36,7 +36,6 @@ from fewstep.zoo.worded import WORDINGS
 from fewstep.zoo.words import as_tokens, misread
 
 DECAY_FROM = 0.3  # of the steps: from there on the rates fall
-NOISE_MEAN, NOISE_STD = 1.8, 1.4  # of logit(t): most of the samples are where it is decided what moves where
 MEASURED = 256  # clips whose latents tell the VAE its scale
 # The VAE learns from whole clips and from more and shorter ones in turns: frames, and times the batch. Whole clips
 # alone show it few objects.
@@ -55,6 +54,8 @@ class Settings(Course):
     teacher_steps: int = 8000
     teacher_batch: int = 32
     pairs: float = 0.6  # share of the batches that shows two objects: they are the harder clips
+    noise_mean: float = 1.8  # of logit(t): most of the samples are where it is decided what moves where
+    noise_std: float = 1.4
 
 
 def train(out: Path, settings: Settings = Settings(), device: str = "cpu") -> Path:
@@ -196,7 +197,8 @@ def _trained_pipeline(out: Path, settings: Settings, pipe: WanPipeline, latents:
         dropped = torch.from_numpy(rng.random(len(rows)) < settings.prompt_dropout).to(device)
         ids = torch.where(dropped[:, None], empty, ids).long()
         noise = torch.randn(x0.shape, generator=noise_rng, device=device)
-        t = torch.sigmoid(NOISE_STD * torch.randn(len(rows), generator=noise_rng, device=device) + NOISE_MEAN)
+        normal = torch.randn(len(rows), generator=noise_rng, device=device)
+        t = torch.sigmoid(settings.noise_std * normal + settings.noise_mean)
         x_t = torch.lerp(x0, noise, t[:, None, None, None, None])
         with autocast(device):
             v, middle = predict(x_t, ids, t)
