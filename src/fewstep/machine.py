@@ -12,13 +12,18 @@ import platform
 import shutil
 import sysconfig
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fewstep.errors import InputError, bad_value
+
+if TYPE_CHECKING:
+    import torch
 
 DEVICES = ("cpu", "cuda", "mps")
 FEATURES = ("bf16", "int8", "fp8", "nvfp4", "compile")
@@ -162,6 +167,27 @@ def compute_with(threads: int) -> None:
         after = threading.Thread(target=torch.set_num_threads, args=(before,))
         after.start()
         after.join()
+
+
+def finish(device: torch.device) -> None:
+    """Wait until a GPU has done what this thread asked of it; other devices have by then."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
+@contextmanager
+def queue_of_its_own(device: torch.device) -> Iterator[None]:
+    """Inside, this thread's work on a GPU stands in a queue (a CUDA stream) beside that of other threads. What it reads
+    of theirs must be done (`finish`)."""
+    import torch
+
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
+        yield
 
 
 def _has_cpp_toolchain() -> bool:

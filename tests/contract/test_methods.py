@@ -125,3 +125,15 @@ def test_adapters_on_one_backbone_give_a_pipeline_and_a_lora_file(tmp_path, path
     adapted.scheduler = type(whole.scheduler).from_pretrained(file, subfolder="scheduler")
     torch.testing.assert_close(picture(adapted), picture(whole), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(picture(adapted), before, atol=1e-4)
+
+
+def test_adapters_whose_activations_are_computed_again_have_the_same_losses(tmp_path):
+    """In the backward pass, when no role is worn any more."""
+    found = []
+    for checkpointing in (False, True):
+        out = tmp_path / str(checkpointing)
+        own = rung("dmd2")
+        own = replace(own, training={**own.training, "checkpointing": checkpointing})
+        distill(pipeline(), job("dmd2", out, tmp_path / "paths", roles="lora", rank=4, ladder=[own]), show=False)
+        found.append(losses(out))
+    assert found[1] == [pytest.approx(line, rel=1e-5) for line in found[0]]

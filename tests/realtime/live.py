@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from fewstep.diffusion.samplers import flow_times
 from fewstep.distill.decoder import small_decoder
 from fewstep.distill.schedulers import student_scheduler
@@ -17,8 +19,10 @@ CHUNKS = Chunks(1, window=3)
 TIMES = tuple(flow_times(4, 3.0))
 
 
-def live_model(*techniques: Technique, chunks: Chunks = CHUNKS, small: bool = False) -> LiveModel:
-    pipe = video_pipeline()
+def live_model(
+    *techniques: Technique, chunks: Chunks = CHUNKS, small: bool = False, device: str | torch.device = "cpu"
+) -> LiveModel:
+    pipe = video_pipeline().to(device)
     pipe.scheduler = student_scheduler(pipe, TIMES, renoise=True)
     make_causal(pipe.transformer, chunks)
     call = {"height": 16, "width": 16, "num_frames": 9, "max_sequence_length": 8, "guidance_scale": 1.0}

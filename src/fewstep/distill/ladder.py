@@ -96,7 +96,10 @@ class Ladder:
     def roles(self) -> Roles:
         """Where students and critics come from."""
         teacher = self.domain.teacher
-        return Copies(teacher) if self.job.roles == "copies" else Shared.over(teacher, self.job.rank)
+        if self.job.roles == "copies":
+            return Copies(teacher)
+        recomputed = any(rung.settings(self.job.seed).checkpointing for rung in self.job.rungs)
+        return Shared.over(teacher, self.job.rank, recomputed)
 
     @cached_property
     def parallel(self) -> Parallel:

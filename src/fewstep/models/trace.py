@@ -30,15 +30,18 @@ from fewstep.models.tracing.timeline import find_timeline, sigma_table
 __all__ = ["TracedDenoiser", "trace"]
 
 STEPS = 4  # of a trace whose call does not say
+TOLERANCE, ON_GPU, COARSE = 1e-4, 1e-3, 5e-2  # of a replay; where kernels round otherwise by shape; in 8 or 11 bits
+HALF = (torch.bfloat16, torch.float16)
 
 
-def trace(pipe: Any, *, replay_tolerance: float = 1e-4, **call: Any) -> TracedDenoiser:
+def trace(pipe: Any, *, replay_tolerance: float | None = None, **call: Any) -> TracedDenoiser:
     """The denoiser that `pipe(**call)` runs, checked by replay. The pipeline is left as it was.
 
     Args:
         pipe: a diffusers pipeline with a `scheduler`.
         replay_tolerance: the largest difference in latents that passes. In sigma space, where latents are as large as
-            sigma, differences are divided by √(1 + sigma²). A pipeline in half precision needs 0.01 or more.
+            sigma, differences are divided by √(1 + sigma²). None: 1e-4 on a CPU, 1e-3 on a GPU, and
+            0.05 for a pipeline in half precision, which needs 0.01 or more, or with TF32 products.
         call: keyword arguments of the pipeline's own call. Without a number of steps it runs a few.
 
     Raises:
@@ -48,7 +51,7 @@ def trace(pipe: Any, *, replay_tolerance: float = 1e-4, **call: Any) -> TracedDe
     full = _completed(pipe, call)
     tape = record(pipe, denoisers, full)
     moments, fold = moments_of(tape.steps, pipeline)
-    _check_precision(moments, replay_tolerance)
+    tolerance = _tolerance(moments, replay_tolerance)
     if stochastic(tape.scheduler, moments[0]):
         raise TraceError(
             f"{type(tape.scheduler).__name__} adds noise at each step, so no replay can check a trace: "
@@ -56,7 +59,7 @@ def trace(pipe: Any, *, replay_tolerance: float = 1e-4, **call: Any) -> TracedDe
         )
     first = moments[0]
     timesteps = [step.timestep for step in tape.steps]
-    timeline = find_timeline(tape.scheduler, timesteps, first.x, first.model_output, first.result, replay_tolerance)
+    timeline = find_timeline(tape.scheduler, timesteps, first.x, first.model_output, first.result, tolerance)
     stages, cond = explain(moments, timeline, sigma_table(tape.scheduler))
 
     def conditions(other: Mapping[str, Any]) -> Any:
@@ -75,7 +78,7 @@ def trace(pipe: Any, *, replay_tolerance: float = 1e-4, **call: Any) -> TracedDe
         conditions=conditions,
         switch=_switch(pipe, stages),
     )
-    return replace(denoiser, replay_error=replay(denoiser, tape.scheduler, moments, timeline, fold, replay_tolerance))
+    return replace(denoiser, replay_error=replay(denoiser, tape.scheduler, moments, timeline, fold, tolerance))
 
 
 def _completed(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,16 +92,21 @@ def _completed(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     return full
 
 
-def _check_precision(moments: Sequence[Moment], tolerance: float) -> None:
-    """Half precision rounds more than the tolerance allows, and would look like something unexplained."""
+def _tolerance(moments: Sequence[Moment], wanted: float | None) -> float:
+    """Half precision rounds more than a small one allows, and would look like something unexplained."""
     first = moments[0]
     found = [first.x, first.model_output, *(value for _, value in walk(first.calls[0].output))]
-    for dtype in (value.dtype for value in found if isinstance(value, Tensor)):
-        if dtype in (torch.bfloat16, torch.float16) and tolerance < 1e-2:
-            raise TraceError(
-                f"The pipeline runs in {str(dtype).removeprefix('torch.')}, whose rounding is above the replay "
-                f"tolerance of {tolerance:g}: trace it in float32, or with a replay_tolerance of 0.01 or more."
-            )
+    half = next((value.dtype for value in found if isinstance(value, Tensor) and value.dtype in HALF), None)
+    if wanted is None:
+        if half is not None or (first.x.is_cuda and torch.get_float32_matmul_precision() != "highest"):
+            return COARSE
+        return ON_GPU if first.x.is_cuda else TOLERANCE
+    if half is not None and wanted < 1e-2:
+        raise TraceError(
+            f"The pipeline runs in {str(half).removeprefix('torch.')}, whose rounding is above the replay "
+            f"tolerance of {wanted:g}: trace it in float32, or with a replay_tolerance of 0.01 or more."
+        )
+    return wanted
 
 
 def _switch(pipe: Any, stages: Sequence[Stage]) -> float | None:

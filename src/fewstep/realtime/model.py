@@ -86,6 +86,11 @@ class LiveModel:
         return cls(pipe, denoiser, causal, manifest, {one.name: one for one in techniques}, own)
 
     @property
+    def device(self) -> torch.device:
+        """Where its denoiser is."""
+        return self.denoiser.noise.device
+
+    @property
     def steps(self) -> int:
         """The steps that the student was made for."""
         assert self.manifest.steps is not None

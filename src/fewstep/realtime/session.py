@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError, InputError, bad_value
-from fewstep.machine import compute_with
+from fewstep.machine import compute_with, finish, queue_of_its_own
 from fewstep.realtime.decode import Frames, Stream, to_bytes
 from fewstep.realtime.model import LiveModel
 from fewstep.realtime.pace import SLOWEST, Controller, FrameClock, Level, levels
@@ -284,12 +284,13 @@ class Session:
                 self._deliver(made)
 
     def _decode_all(self) -> None:
-        while not self._closed.is_set():
-            try:
-                made = self._latents.get(timeout=POLL)
-            except Empty:
-                continue
-            self._deliver(made)
+        with queue_of_its_own(self.model.device):
+            while not self._closed.is_set():
+                try:
+                    made = self._latents.get(timeout=POLL)
+                except Empty:
+                    continue
+                self._deliver(made)
 
     @property
     def _level(self) -> Level:
@@ -321,6 +322,7 @@ class Session:
                 self._rolling.turn(turn, self._on_prompt)
             self._rolling.cached = self._tricks["window"]
             latents = self._rolling.chunk(level.steps)
+            finish(self.model.device)  # so that it is this chunk's time which is measured
         frames = self.model.frames_per_latent * (latents.shape[2] - cut) + cut
         made = _Made(
             latents,

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fewstep.distill.engine.precision import checkpoint_blocks
 from fewstep.distill.engine.roles import Swappable
 from fewstep.errors import InputError, bad_value
 from fewstep.models.hooks import Hook, Hooks
@@ -56,6 +57,11 @@ class Adapter(nn.Module):
         """What it adds to the output of the layer at `path`, in the dtype of x."""
         key = _key(path)
         return self.scale * F.linear(F.linear(x, self.down[key].to(x.dtype)), self.up[key].to(x.dtype))
+
+    @property
+    def shared_network(self) -> nn.Module:
+        """What runs in this role."""
+        return self.backbone.module
 
     def __getattr__(self, name: str) -> Any:
         """Pipelines ask a denoiser for its config and dtype: those of the backbone."""
@@ -143,8 +149,14 @@ class Shared:
     backbone: Backbone
 
     @classmethod
-    def over(cls, teacher: Swappable, rank: int) -> Shared:
-        """Freezes the teacher's module and puts hooks on it."""
+    def over(cls, teacher: Swappable, rank: int, checkpointing: bool = False) -> Shared:
+        """Freezes the teacher's module and puts hooks on it; with `checkpointing` roles keep no activations in blocks.
+
+        Raises:
+            InputError: it can't do without them.
+        """
+        if checkpointing:
+            checkpoint_blocks(teacher.module)
         return cls(teacher, Backbone(teacher.module, rank))
 
     def student(self, weights: nn.Module | None) -> Swappable:

@@ -85,8 +85,7 @@ def checkpointed(modules: Mapping[str, nn.Module], wanted: bool = True) -> Itera
     if unable := [name for name in able or modules if not able.get(name)]:
         kind = type(modules[unable[0]]).__name__
         raise InputError(
-            f"The {unable[0]!r} of this method, {kind}, has no enable_gradient_checkpointing: turn 'checkpointing' off "
-            "(the backbone of adapters is told before they are made)."
+            f"The {unable[0]!r} of this method, {kind}, has no enable_gradient_checkpointing: turn 'checkpointing' off."
         )
     parts = [part for found in able.values() for part in found if not part.is_gradient_checkpointing]
     for part in parts:
@@ -121,6 +120,22 @@ def trained_attention(modules: Iterable[nn.Module], device: torch.device) -> Ite
             processor._attention_backend = None
 
 
+def checkpoint_blocks(module: nn.Module) -> None:
+    """From now on it keeps no activations within its blocks.
+
+    Raises:
+        InputError: it can't.
+    """
+    parts = _able(module)
+    if not parts:
+        raise InputError(f"{type(module).__name__} has no enable_gradient_checkpointing: turn 'checkpointing' off.")
+    for part in parts:
+        part.enable_gradient_checkpointing()
+
+
 def _able(module: nn.Module) -> list[Any]:
-    """The parts that can: a network of diffusers, or those inside of a wrapper."""
+    """The parts that can: a network of diffusers, or those inside of a wrapper. The network of an adapter is told
+    before there are roles (`lora.Shared`), as it must be computed again in the right one."""
+    if (network := getattr(module, "shared_network", None)) is not None:
+        return [part for part in network.modules() if getattr(part, "is_gradient_checkpointing", False)]
     return [part for part in module.modules() if getattr(part, "_supports_gradient_checkpointing", False)]

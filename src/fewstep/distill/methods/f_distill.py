@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fewstep.distill.data.samples import PathBatch
 from fewstep.distill.engine.loop import Update
+from fewstep.distill.engine.roles import device_of
 from fewstep.distill.methods.dmd2 import DMD2
 from fewstep.distill.methods.scores import flow_time
 from fewstep.errors import InputError, bad_value
@@ -79,7 +80,8 @@ class FDistill:
                 raise InputError(bad_value(name, "f-distill", rule, getattr(self, name)))
         if self.dmd2.gan is None or self.dmd2.gan.kind != "softplus":
             raise InputError("f-distill needs a discriminator of kind 'softplus': its logits are the density ratio.")
-        self.dmd2.gan.module.register_buffer("mean_ratios", torch.ones(self.bins))
+        heads = self.dmd2.gan.module
+        heads.register_buffer("mean_ratios", torch.ones(self.bins, device=device_of(heads)))
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:

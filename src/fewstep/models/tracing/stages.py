@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fewstep.errors import InputError, TraceError
@@ -16,6 +17,8 @@ from fewstep.models.tracing.guide import Guidance
 from fewstep.models.tracing.inputs import InputForm
 from fewstep.models.tracing.leaves import Path, put
 from fewstep.models.tracing.outputs import OutputForm
+
+HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class CallForm:
         batch = x_t.shape[0]
         args: dict[str, Any] = dict(cond.merged(self.branches, batch))
         x = self.x.build(x_t, t, args.pop(self.x.rest_name, None))
+        if (own := precision_of(module)) is not None:
+            args = {name: from_half(value, own) for name, value in args.items()}
+            x = [one.to(own) for one in x] if isinstance(x, list) else x.to(own)  # as states are float32
         args = _put(args, self.x.path, x)
         for time in self.times:
             args = _put(args, time.path, time.build(t, batch * len(self.branches), x_t.device))
@@ -52,6 +58,22 @@ class CallForm:
     def only(self, branch: str) -> CallForm:
         """The same call with one of its branches."""
         return replace(self, branches=(branch,), x=replace(self.x, repeats=1))
+
+
+def precision_of(module: nn.Module) -> torch.dtype | None:
+    """What it computes in; None where its weights are neither float32 nor of 16 bits."""
+    own = getattr(module, "dtype", None) or next((p.dtype for p in module.parameters()), None)
+    return own if own in (torch.float32, *HALF) else None
+
+
+def from_half(value: Any, own: torch.dtype) -> Any:
+    """An argument with its tensors of 16 bits in `own`: a student's weights may be float32 where the teacher's are not.
+    Others stay, as times and places need all their digits."""
+    if isinstance(value, Tensor):
+        return value.to(own) if value.dtype in HALF else value
+    if isinstance(value, dict):
+        return {key: from_half(one, own) for key, one in value.items()}
+    return type(value)(from_half(one, own) for one in value) if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
