@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fewstep.models.model import Model
 from fewstep.recipe import Recipe
 from fewstep.recipes import RECIPES
 from fewstep.techniques import Cache, Compile, FewStep, Parallel, Precision, Quantize
-from tests.techniques.tiny import BARE, pipeline
+from tests.techniques.tiny import ABLE, BARE, pipeline
 
 ALL = Recipe(
     (Compile(dynamic=True), Cache(threshold=0.25), Quantize(skip=("a", "b")), FewStep("zoo:x"), Precision("float16"))
@@ -107,3 +108,14 @@ def test_problems_of_all_techniques_come_at_once_and_each_once() -> None:
 def test_ready_made_recipes_load_and_do_not_conflict(name: str) -> None:
     assert Recipe.load(name).techniques
     assert Recipe.load(name).conflicts() == []
+
+
+def test_a_dynamic_scheme_wants_compilation_on_a_gpu() -> None:
+    """There its many small kernels take longer than they save."""
+    gpu = replace(ABLE, device="cuda")
+    (sentence,) = Recipe.load(["precision", {"quantize": {"scheme": "fp8-dynamic"}}]).wants(gpu)
+    assert sentence.startswith("fp8-dynamic converts")
+    assert "put compile into the recipe" in sentence
+    for enough in (["quantize", "compile"], [{"quantize": {"scheme": "fp8-weight-only"}}], ["precision"]):
+        assert Recipe.load(enough).wants(gpu) == []
+    assert Recipe.load("quantize").wants(ABLE) == []

@@ -107,6 +107,8 @@ def accelerate(pipe: Any, recipe: RecipeSource, machine: Machine | None = None) 
         for one in reversed(engaged):
             one.undo()
         raise
+    for sentence in recipe.wants(machine):
+        warnings.warn(sentence, RuntimeWarning, stacklevel=2)
     return Accelerated(pipe, recipe, engaged)
 
 

@@ -82,6 +82,11 @@ class Recipe:
         """Pairs that claim one thing, one sentence each."""
         return [sentence for a, b in combinations(self.ordered(), 2) if (sentence := _conflict(a, b))]
 
+    def wants(self, machine: Machine) -> list[str]:
+        """What its techniques will not bring without others; see `Technique.wants`."""
+        names = [technique.name for technique in self.techniques]
+        return [sentence for technique in self.ordered() for sentence in technique.wants(names, machine)]
+
     def problems(self, model: Model, machine: Machine) -> list[str]:
         """Everything that keeps this recipe from being applied to `model` on `machine`. Changes nothing."""
         own = [problem for technique in self.ordered() for problem in technique.problems(model, machine)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import Any, ClassVar
@@ -99,6 +99,11 @@ class Technique(ABC):
     @abstractmethod
     def apply(self, model: Model, machine: Machine) -> Engaged:
         """Change the pipeline in place. The caller has seen `problems` come back empty."""
+
+    def wants(self, beside: Collection[str], machine: Machine) -> list[str]:
+        """What it will not bring for want of other techniques than those beside it, by name: one sentence each, told as
+        warnings when it is applied."""
+        return []
 
     def given(self) -> dict[str, Any]:
         """The fields that differ from their defaults, as JSON values."""
