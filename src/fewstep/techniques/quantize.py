@@ -147,7 +147,7 @@ class Quantize(Technique):
 
     def _named(self) -> list[str]:
         """The schemes that the fields name."""
-        return [scheme for _, scheme in self.components if isinstance(scheme, str)] or [self.scheme]
+        return list(dict(self.components).values()) or [self.scheme]
 
     def apply(self, model: Model, machine: Machine) -> Engaged:
         calls = choice.calls_of(self.prompts)

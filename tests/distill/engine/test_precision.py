@@ -34,6 +34,22 @@ def test_compilation_is_taken_back_and_can_be_paused(monkeypatch):
         assert module._compiled_call_impl is None
 
 
+def test_a_network_is_compiled_by_its_blocks(monkeypatch):
+    monkeypatch.setattr(Machine, "detect", lambda: machine("compile"))
+    network = pipes.pipeline().transformer
+    blocks = [*network.transformer_blocks, *network.single_transformer_blocks]
+
+    def compiled_parts():
+        return {part for part in network.modules() if part._compiled_call_impl is not None}
+
+    with compiled([network]):
+        assert compiled_parts() == set(blocks)
+        with uncompiled(network):
+            assert not compiled_parts()
+        assert compiled_parts() == set(blocks)
+    assert not compiled_parts()
+
+
 def test_a_machine_that_can_not_compile_says_why(monkeypatch):
     monkeypatch.setattr(Machine, "detect", lambda: machine())
     with pytest.raises(MachineError, match="needs a C"), compiled([nn.Linear(2, 2)]):

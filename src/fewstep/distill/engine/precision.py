@@ -34,7 +34,8 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 @contextmanager
 def compiled(modules: Iterable[nn.Module], wanted: bool = True) -> Iterator[None]:
-    """Calls of these modules go through torch.compile inside the block.
+    """Calls of these modules go through torch.compile inside the block: of their repeated blocks, which share a graph
+    for each kind, and of those without any as a whole.
 
     Raises:
         MachineError: this machine can't compile, or torch's cache is damaged.
@@ -45,28 +46,37 @@ def compiled(modules: Iterable[nn.Module], wanted: bool = True) -> Iterator[None
     why_not = Machine.detect().missing("compile")
     if why_not is not None:
         raise MachineError(why_not)
-    modules = [module for module in modules if module._compiled_call_impl is None]
-    for module in modules:
-        module.compile()
+    parts = [part for module in modules for part in _parts(module) if part._compiled_call_impl is None]
+    for part in parts:
+        part.compile()
     try:
         # Students and teachers are of one class, whose versions are counted together; past the limit they run slow. A
         # training has few shapes: a graph for each is found sooner, and is faster, than one for all.
         with torch._dynamo.config.patch(recompile_limit=VERSIONS, automatic_dynamic_shapes=False), sound_cache():
             yield
     finally:
-        for module in modules:
-            module._compiled_call_impl = None
+        for part in parts:
+            part._compiled_call_impl = None
+
+
+def _parts(module: nn.Module) -> list[nn.Module]:
+    """What of it is compiled, which takes minutes where it is a whole network of many blocks."""
+    if module._compiled_call_impl is not None:
+        return []
+    return [block.module for block in find_blocks(module)] or [module]
 
 
 @contextmanager
 def uncompiled(module: nn.Module) -> Iterator[None]:
     """Calls of the module run plainly inside the block: for a trace, whose recorder must not be compiled in."""
-    kept = module._compiled_call_impl
-    module._compiled_call_impl = None
+    kept = {part: part._compiled_call_impl for part in module.modules() if part._compiled_call_impl is not None}
+    for part in kept:
+        part._compiled_call_impl = None
     try:
         yield
     finally:
-        module._compiled_call_impl = kept
+        for part, call in kept.items():
+            part._compiled_call_impl = call
 
 
 @contextmanager
