@@ -9,6 +9,7 @@ from typing import Any
 
 from fewstep.errors import InputError, RecipeError, bad_value
 from fewstep.machine import Machine
+from fewstep.models.load import seeded_steps
 from fewstep.models.model import Model
 from fewstep.recipe import Recipe, RecipeSource
 from fewstep.techniques import Engaged, Quantize
@@ -42,7 +43,8 @@ class Accelerated:
         for one in self.engaged:
             one.reset()
         try:
-            output = self.pipe(*args, **kwargs, **filled)
+            with seeded_steps(getattr(self.pipe, "scheduler", None), given.get("generator")):
+                output = self.pipe(*args, **kwargs, **filled)
         finally:
             for one in self.engaged:
                 one.reset()

@@ -132,6 +132,22 @@ def test_an_unreadable_config_is_refused_in_one_sentence(zoo: Path, tmp_path: Pa
         load(tmp_path / "odd")
 
 
+def test_noise_between_steps_is_drawn_from_the_calls_generator(zoo: Path) -> None:
+    """Each sample's from its own, so that it does not depend on the batch."""
+    pipe = load(zoo / "teacher")
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, stochastic_sampling=True)
+
+    def drawn(*seeds: int) -> torch.Tensor:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        made: torch.Tensor = pipe(["a ring"] * len(seeds), generator=generators, num_inference_steps=3).images
+        return made
+
+    both = drawn(1, 2)
+    assert torch.equal(both, drawn(1, 2))
+    torch.testing.assert_close(both[1:], drawn(2))
+    assert "step" not in vars(pipe.scheduler)
+
+
 def test_a_default_negative_prompt_serves_a_list_of_prompts(zoo: Path) -> None:
     guided = Manifest("teacher", call={**CALL, "negative_prompt": "", "true_cfg_scale": 2.0})
     pipe = with_defaults(load(zoo / "teacher"), guided)

@@ -94,3 +94,14 @@ def test_a_manifest_without_steps_is_no_student(tmp_path: Path) -> None:
 def test_bad_fields(student: object) -> None:
     with pytest.raises(InputError, match="'student' of FewStep"):
         FewStep(student)  # type: ignore[arg-type]
+
+
+def test_a_students_noise_between_steps_is_drawn_from_the_calls_generator(tmp_path: Path) -> None:
+    renoising = pipeline(seed=1)
+    config = renoising.scheduler.config
+    renoising.register_modules(scheduler=type(renoising.scheduler).from_config(config, stochastic_sampling=True))
+    student = student_folder(tmp_path / "student", pipe=renoising)
+    fast = accelerate(pipeline(), FewStep(str(student)), ABLE)
+    once, again, other = (run(fast, steps=2, generator=torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    assert torch.equal(once, again)
+    assert not torch.equal(once, other)
