@@ -226,3 +226,29 @@ def test_a_clock_that_can_not_be_kept_is_slowed_down_and_says_so(model: LiveMode
     for before, after in pairwise(chunks[1:]):
         if after.index == before.index + 4 and before.work["fps"] == after.work["fps"]:
             assert after.due - before.due == pytest.approx(4 / float(after.work["fps"]))
+
+
+def test_a_chunk_without_a_past_takes_twice_the_steps() -> None:
+    model = live_model()
+    asked: list[float] = []
+    denoise = model.denoiser.__class__.__call__
+
+    class Counted(model.denoiser.__class__):  # type: ignore[misc,name-defined]
+        def __call__(self, x: torch.Tensor, t: float, cond: object = None) -> torch.Tensor:
+            asked.append(float(t))
+            return denoise(self, x, t, cond)
+
+    object.__setattr__(model, "denoiser", Counted(**vars(model.denoiser)))
+    rolling = Rolling(model, "a red ring", 3)
+
+    def times_of(steps: int) -> tuple[float, ...]:
+        asked.clear()
+        rolling.chunk(steps)
+        return tuple(asked)
+
+    assert times_of(2) == pytest.approx(model.opening(2))  # its end is the call that writes the window
+    assert times_of(2) == pytest.approx(model.times(2))
+    rolling.turn("a blue cross", "cut")
+    assert times_of(1) == pytest.approx(model.opening(1))
+    rolling.turn("a red ring", "recache")
+    assert times_of(1) == pytest.approx(model.times(1))

@@ -25,6 +25,7 @@ from fewstep.techniques import Engaged, Technique
 from fewstep.techniques.parallel.processes import Peers
 
 EXAMPLE = "a"  # a prompt to trace with
+OPENING = 2  # times the steps for a chunk without a past: of 80 openings 83% were right so, 66% as the others are made
 KNOWN = 16  # prompts whose conditions are kept
 
 
@@ -114,8 +115,16 @@ class LiveModel:
         """
         if not 1 <= steps <= self.steps:
             raise InputError(bad_value("steps", "a live session", f"from 1 to the student's {self.steps}", steps))
+        return tuple(flow_times(steps, self._shift))
+
+    def opening(self, steps: int) -> tuple[float, ...]:
+        """The times of a chunk that has no past, where others take so many steps: `OPENING` times as many, falling."""
+        return tuple(flow_times(OPENING * steps, self._shift))
+
+    @property
+    def _shift(self) -> float:
         assert self.manifest.times is not None
-        return tuple(flow_times(steps, shift_of(self.manifest.times)))
+        return shift_of(self.manifest.times)
 
     def condition(self, prompt: str) -> Any:
         """What the denoiser is told of a prompt.

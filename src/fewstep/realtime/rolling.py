@@ -35,8 +35,13 @@ class Rolling:
 
     @torch.no_grad()
     def chunk(self, steps: int) -> Tensor:
-        """The next chunk in so many steps, (1, channels, frames, height, width)."""
-        model, times = self.model, self.model.times(steps)
+        """The next chunk in so many steps, (1, channels, frames, height, width).
+
+        One without a past has nothing to go by but its prompt: it takes more of them, each from fresh noise, which
+        washes out what does not belong there and would otherwise grow to one object too many.
+        """
+        model, opens = self.model, not self._past
+        times = model.opening(steps) if opens else model.times(steps)
         noise = model.noise(self._generator)
         if self._changes != model.changes:
             self._changes = model.changes
@@ -45,7 +50,7 @@ class Rolling:
         elif not self.cached:
             self._window = self._written()
         with model.causal.after(self._window):
-            if model.manifest.sampler == "renoise":
+            if opens or model.manifest.sampler == "renoise":
                 x0 = renoise(model.denoiser, noise, times, self.cond, generator=self._generator)
             else:
                 x0 = euler(model.denoiser, noise, times, self.cond)
