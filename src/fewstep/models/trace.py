@@ -20,6 +20,7 @@ from fewstep.errors import TraceError
 from fewstep.models.model import Model
 from fewstep.models.tracing.denoiser import TracedDenoiser
 from fewstep.models.tracing.explain import explain, read_condition
+from fewstep.models.tracing.inputs import HALF
 from fewstep.models.tracing.leaves import walk
 from fewstep.models.tracing.moments import Moment, moments_of
 from fewstep.models.tracing.record import record
@@ -31,7 +32,6 @@ __all__ = ["TracedDenoiser", "trace"]
 
 STEPS = 4  # of a trace whose call does not say
 TOLERANCE, ON_GPU, COARSE = 1e-4, 1e-3, 5e-2  # of a replay; where kernels round otherwise by shape; in 8 or 11 bits
-HALF = (torch.bfloat16, torch.float16)
 
 
 def trace(pipe: Any, *, replay_tolerance: float | None = None, **call: Any) -> TracedDenoiser:

@@ -34,7 +34,7 @@ def test_x_is_found_and_the_argument_made_again(form: str) -> None:
     ((found, scale),) = find_inputs(args, X)
     assert found.path == ("deep", "x")
     assert scale == pytest.approx(1.0, abs=1e-2 if form == "cast" else 1e-6)
-    again = found.build(X, 0.5, found.rest(get(args, found.path)))
+    again = found.build(X, 0.5, found.rest(get(args, found.path)), found.dtype)
     if isinstance(value, Tensor):
         assert torch.equal(again, value)
     else:

@@ -63,6 +63,9 @@ class Joined:
         return torch.cat([part, rest] if self.first else [rest, part], dim=self.dim)
 
 
+HALF = (torch.bfloat16, torch.float16)
+
+
 @dataclass(frozen=True)
 class InputForm:
     """Builds the argument that holds x_t.
@@ -72,7 +75,7 @@ class InputForm:
         repeats: how often the batch is repeated, once for each branch of the call.
         squeezed: the axes of length 1 that the argument has and x_t has not.
         as_list: the argument is a list with one tensor a sample.
-        dtype: the argument's, None where it is x_t's own.
+        dtype: the argument's, None where it is x_t's own and not of 16 bits.
     """
 
     path: Path
@@ -87,10 +90,11 @@ class InputForm:
     def rest_name(self) -> str:
         return ".".join(str(key) for key in (*self.path, "rest"))
 
-    def build(self, x_t: Tensor, t: Tensor | float, rest: Tensor | None) -> Any:
+    def build(self, x_t: Tensor, t: Tensor | float, rest: Tensor | None, dtype: torch.dtype | None) -> Any:
+        """The argument in `dtype`; None: in x_t's own."""
         x = self.scaling(x_t, t)
-        if self.dtype is not None:
-            x = x.to(self.dtype)
+        if dtype is not None:
+            x = x.to(dtype)
         if self.repeats > 1:
             x = torch.cat([x] * self.repeats)
         if self.joined is not None and rest is not None:
@@ -150,7 +154,7 @@ def _match(path: Path, value: Tensor | list[Tensor], x_t: Tensor) -> tuple[Input
     for joined in _joins(whole.shape, x_t.shape):
         scale = _scale(joined.part(whole) if joined else whole, x_t, repeats)
         if scale is not None:
-            dtype = None if value.dtype == x_t.dtype else value.dtype
+            dtype = None if value.dtype == x_t.dtype and value.dtype not in HALF else value.dtype
             return InputForm(path, repeats, axes, as_list, dtype, joined), scale
     return None
 

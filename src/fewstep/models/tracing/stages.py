@@ -14,11 +14,9 @@ from fewstep.errors import InputError, TraceError
 from fewstep.models.tracing.clock import TimeArg
 from fewstep.models.tracing.cond import Cond
 from fewstep.models.tracing.guide import Guidance
-from fewstep.models.tracing.inputs import InputForm
+from fewstep.models.tracing.inputs import HALF, InputForm
 from fewstep.models.tracing.leaves import Path, put
 from fewstep.models.tracing.outputs import OutputForm
-
-HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -35,11 +33,11 @@ class CallForm:
         """Each branch's own output, shape of x_t."""
         batch = x_t.shape[0]
         args: dict[str, Any] = dict(cond.merged(self.branches, batch))
-        x = self.x.build(x_t, t, args.pop(self.x.rest_name, None))
-        if (own := precision_of(module)) is not None:
-            args = {name: from_half(value, own) for name, value in args.items()}
-            x = [one.to(own) for one in x] if isinstance(x, list) else x.to(own)  # as states are float32
-        args = _put(args, self.x.path, x)
+        dtype, rest = self.x.dtype, args.pop(self.x.rest_name, None)
+        if dtype in HALF:
+            dtype = precision_of(module) or dtype
+            args, rest = from_half(args, dtype), from_half(rest, dtype)
+        args = _put(args, self.x.path, self.x.build(x_t, t, rest, dtype))
         for time in self.times:
             args = _put(args, time.path, time.build(t, batch * len(self.branches), x_t.device))
         output = module(**args)
