@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fewstep.distill.decoder import small_decoder
 from fewstep.errors import InputError
+from fewstep.models.load import SMALL_DECODER, load
 from fewstep.realtime import LiveModel
 from fewstep.realtime.session import Chunk
 from fewstep.server.config import ModelEntry
@@ -32,6 +35,23 @@ def studio(folder: Path) -> LiveStudio:
     engine.load()
     assert engine.live_entry is not None
     return LiveStudio(engine.live_entry, engine.techniques, engine.live.result, most=2)
+
+
+def test_the_page_is_told_of_every_trick_that_its_session_has(folder: Path, tmp_path: Path) -> None:
+    """A small decoder in the model's folder among them: a switch that is not there would stop the page."""
+    with_small = tmp_path / "with-small"
+    shutil.copytree(folder, with_small)
+    for place, has in ((folder, False), (with_small, True)):
+        if has:
+            small_decoder(load(place), width=8).save_pretrained(place / SMALL_DECODER)
+        engine = Engine((ModelEntry(name="tiny", model=str(place), recipe=["precision"]),))
+        engine.load()
+        assert engine.live_entry is not None
+        studio = LiveStudio(engine.live_entry, engine.techniques, engine.live.result, most=1)
+        assert (SMALL_DECODER in studio.tricks) is has
+        live = studio.open("a red ring", seed=0)
+        assert live.tricks.keys() == studio.tricks.keys()
+        live.close()
 
 
 def test_viewers_get_sessions_of_their_own_until_there_are_too_many(studio: LiveStudio) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from fewstep.checkpoints.load import load
 from fewstep.errors import InputError
 from fewstep.machine import Machine, compute_with
+from fewstep.models.load import SMALL_DECODER, resolve
 from fewstep.realtime import LiveModel, Session
 from fewstep.realtime.session import OWN, SMALL, Chunk
 from fewstep.server.config import ModelEntry
@@ -63,7 +65,9 @@ class LiveStudio:
 
     @cached_property
     def tricks(self) -> Mapping[str, str]:
-        own = {name: says for name, says in OWN.items() if name != SMALL}
+        # Told before the model is loaded; its sessions have the decoder where its folder has one (`decoder_beside`).
+        small = (Path(resolve(self.entry.model)) / SMALL_DECODER).is_dir()
+        own = {name: says for name, says in OWN.items() if small or name != SMALL}
         return {**own, **{one.name: HELP.get(one.name) or _says(one) for one in self.techniques}}
 
     def open(self, prompt: str, *, seed: int | None) -> LiveSession:
