@@ -98,6 +98,21 @@ def test_every_method_goes_on_as_if_it_had_not_stopped(teacher, tmp_path, paths,
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+def test_students_of_paths_may_be_noised_anew(teacher, tmp_path, paths):
+    """The same training, another sampler."""
+    folders = {
+        how: distill(teacher, job("kd", tmp_path / how, paths, sampler=how), show=False) for how in ("euler", "renoise")
+    }
+    for how, folder in folders.items():
+        manifest = manifest_of(load(folder))
+        assert manifest is not None
+        assert manifest.sampler == how
+        scheduler = DiffusionPipeline.from_pretrained(folder).scheduler
+        assert scheduler.config.stochastic_sampling is (how == "renoise")
+    weights = [next((folder / "transformer").glob("*.safetensors")).read_bytes() for folder in folders.values()]
+    assert weights[0] == weights[1]
+
+
 def test_a_ladder_goes_on_from_the_student_before(teacher, tmp_path, paths):
     ladder = [rung("kd"), replace(rung("meanflow"), steps=4), rung("dmd2")]
     distill(teacher, job("kd", tmp_path, paths, ladder=ladder), show=False)

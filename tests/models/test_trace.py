@@ -297,6 +297,17 @@ def flux_in_half() -> tiny.Tiny:
     return pipe, {**call, **halves}
 
 
+def test_a_scheduler_that_noises_anew_is_traced_along_its_flow() -> None:
+    pipe, call = tiny.flux()
+    wanted = trace(pipe, **call)
+    renoising = type(pipe.scheduler).from_config(pipe.scheduler.config, stochastic_sampling=True)
+    pipe.scheduler = renoising
+    traced = trace(pipe, **call)
+    assert pipe.scheduler is renoising
+    assert traced.times == wanted.times
+    assert torch.equal(traced(traced.noise, 0.5), wanted(traced.noise, 0.5))
+
+
 REFUSED = {
     "adds noise at each step": lambda: sd15_with(diffusers.EulerAncestralDiscreteScheduler),
     "LCMScheduler adds noise": lambda: sd15_with(diffusers.LCMScheduler),

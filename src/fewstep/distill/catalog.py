@@ -90,7 +90,7 @@ CATALOG: dict[str, Card] = {
         "Knowledge distillation on teacher paths",
         "arXiv 2101.02388",
         "paths",
-        DETERMINISTIC,
+        EITHER,
         networks=1,
         cost=3,
         when="The first rung, always safe: it can't collapse. Alone it blurs at one and two steps.",

@@ -17,7 +17,7 @@ from fewstep.distill.methods.backward import Rollout, Stepping
 from fewstep.distill.methods.causal_kd import CausalKD, whole_chunks
 from fewstep.distill.methods.consistency import Consistency, Shrinking
 from fewstep.distill.methods.discriminator import FeatureDiscriminator
-from fewstep.distill.methods.dmd2 import DMD2, EVERYWHERE
+from fewstep.distill.methods.dmd2 import DMD2
 from fewstep.distill.methods.f_distill import Divergence, FDistill
 from fewstep.distill.methods.finetune import Finetune
 from fewstep.distill.methods.flow_map import FlowMap
@@ -28,7 +28,7 @@ from fewstep.distill.methods.progressive import Progressive
 from fewstep.distill.methods.rcm import RCM, RandomRollout
 from fewstep.distill.methods.reflow import Reflow
 from fewstep.distill.methods.scm import SCM
-from fewstep.distill.methods.scores import Critic
+from fewstep.distill.methods.scores import EVERYWHERE, Critic
 from fewstep.distill.methods.self_forcing import ChunkRollout
 from fewstep.distill.methods.sid import SiD
 from fewstep.distill.methods.tcm import TCM

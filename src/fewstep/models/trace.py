@@ -23,7 +23,7 @@ from fewstep.models.tracing.explain import explain, read_condition
 from fewstep.models.tracing.inputs import HALF
 from fewstep.models.tracing.leaves import walk
 from fewstep.models.tracing.moments import Moment, moments_of
-from fewstep.models.tracing.record import record
+from fewstep.models.tracing.record import along_the_flow, record
 from fewstep.models.tracing.replay import replay, stochastic
 from fewstep.models.tracing.stages import Stage
 from fewstep.models.tracing.timeline import find_timeline, sigma_table
@@ -37,6 +37,8 @@ TOLERANCE, ON_GPU, COARSE = 1e-4, 1e-3, 5e-2  # of a replay; where kernels round
 def trace(pipe: Any, *, replay_tolerance: float | None = None, **call: Any) -> TracedDenoiser:
     """The denoiser that `pipe(**call)` runs, checked by replay. The pipeline is left as it was.
 
+    A scheduler that noises x0 anew at each step, as that of some few-step students does, is traced along its flow.
+
     Args:
         pipe: a diffusers pipeline with a `scheduler`.
         replay_tolerance: the largest difference in latents that passes. In sigma space, where latents are as large as
@@ -49,7 +51,8 @@ def trace(pipe: Any, *, replay_tolerance: float | None = None, **call: Any) -> T
     """
     pipeline, denoisers = type(pipe).__name__, Model(pipe).denoisers
     full = _completed(pipe, call)
-    tape = record(pipe, denoisers, full)
+    with along_the_flow(pipe):
+        tape = record(pipe, denoisers, full)
     moments, fold = moments_of(tape.steps, pipeline)
     tolerance = _tolerance(moments, replay_tolerance)
     if stochastic(tape.scheduler, moments[0]):

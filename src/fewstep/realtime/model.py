@@ -74,15 +74,10 @@ class LiveModel:
                 f"{name} is no live model: it must be a causal student, as the methods causal_kd and self_forcing make."
             )
         check_streams(model.vae)
+        # Its own few steps are not enough for a trace to check itself.
         call: dict[str, Any] = {"prompt": EXAMPLE, **manifest.call, "num_inference_steps": 4}
         with torch.no_grad():
-            # Its own few steps are not enough for a trace to check itself, and its renoising scheduler is not traced.
-            scheduler = pipe.scheduler
-            pipe.scheduler = type(scheduler).from_config(scheduler.config, stochastic_sampling=False)
-            try:
-                denoiser = trace(pipe, **call)
-            finally:
-                pipe.scheduler = scheduler
+            denoiser = trace(pipe, **call)
         own = decoder_beside(pipe) if small is None else small
         return cls(pipe, denoiser, causal, manifest, {one.name: one for one in techniques}, own)
 

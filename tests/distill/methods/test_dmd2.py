@@ -172,30 +172,21 @@ def test_a_traced_pipeline_is_trained_with_guidance_in_three_networks_or_one(sha
     assert not has_gradient(traced.module)
 
 
-def test_the_teacher_is_guided_between_these_noise_levels_only():
+def test_its_teacher_is_guided_where_it_is_told():
+    """The student's gradient is that of a teacher guided between these noise levels."""
     traced = trace(pipeline(), **{**CALL, "num_inference_steps": 4, "prompt": ["a red ring", "a blue cross"]})
-    method = DMD2(fitted(), traced, Critic(fitted()), ONE, guided=(0.5, 0.9))
-    told = traced.with_module(traced.module, guided=False)
-    x_t = traced.noise.repeat(2, *[1] * (traced.noise.dim() - 1))
-    cond = traced.condition(prompt=["a red ring", "a blue cross"] * 2)
-    t = torch.tensor([0.3, 0.5, 0.9, 0.95], dtype=torch.float64)
-    with torch.no_grad():
-        real = method.real(x_t, t, cond)
-        guided, plain = guess(traced, x_t, t, cond), guess(told, x_t, t, cond)
-    assert not torch.equal(guided, plain)
-    assert torch.equal(real, torch.stack([plain[0], guided[1], guided[2], plain[3]]))
     some = PathBatch(torch.stack([traced.noise, traced.noise / 2], dim=1), (1.0, 0.0), traced.cond)
-    assert method.checked(some) is method
 
+    def loss(**options):
+        critic = Critic(student_of(traced))
+        method = DMD2(student_of(traced), traced, critic, ONE, levels=Levels(0.4, 0.5), **options).checked(some)
+        return float(method.student_loss(some, generator()).detach())
 
-def test_noise_levels_for_a_teacher_without_guidance_are_an_error():
-    method = DMD2(fitted(), exact(), Critic(fitted()), ONE, guided=(0.5, 1.0))
-    with pytest.raises(InputError, match="it is not guided at all"):
-        method.checked(batch())
+    assert loss(guided=(0.3, 0.6)) == loss() != loss(guided=(0.6, 0.9))
 
 
 def test_values_that_do_not_fit_are_one_sentence():
-    with pytest.raises(InputError, match="'guided' of DMD2 must be two rising numbers"):
+    with pytest.raises(InputError, match="'guided' of a teacher must be two rising numbers"):
         DMD2(fitted(), exact(), Critic(fitted()), ONE, guided=(0.9, 0.5))
     with pytest.raises(InputError, match=r"^The 'critic_steps' of DMD2 must be at least 1"):
         DMD2(fitted(), exact(), Critic(fitted()), ONE, critic_steps=0)

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from fewstep.distill.engine.roles import Network
-from fewstep.distill.methods.scores import Critic, Levels, flow_time, held, spread
+from fewstep.distill.methods.scores import EVERYWHERE, Critic, GuidedWithin, Levels, flow_time, held, spread
 from fewstep.errors import InputError
-from tests.distill.methods.matching_toys import FLOW, MIXTURE, SCHEDULES, fitted, gaussian, has_gradient
+from fewstep.models.trace import trace
+from tests.distill.methods.matching_toys import FLOW, MIXTURE, SCHEDULES, exact, fitted, gaussian, has_gradient
+from tests.distill.pipes import CALL, pipeline
 
 
 def draw(levels, schedule=FLOW, n=20000, seed=0):
@@ -88,3 +90,26 @@ def test_the_critics_loss_does_not_reach_the_student():
     critic.loss(x, None, torch.Generator().manual_seed(0)).backward()
     assert not has_gradient(student.module)
     assert has_gradient(critic.module)
+
+
+def test_a_teacher_is_guided_within_these_noise_levels_only():
+    traced = trace(pipeline(), **{**CALL, "num_inference_steps": 4, "prompt": ["a red ring", "a blue cross"]})
+    teacher, told = GuidedWithin(traced, (0.5, 0.9)), traced.with_module(traced.module, guided=False)
+    x_t = traced.noise.repeat(2, *[1] * (traced.noise.dim() - 1))
+    cond = traced.condition(prompt=["a red ring", "a blue cross"] * 2)
+    with torch.no_grad():
+        t = torch.tensor([0.3, 0.5, 0.9, 0.95], dtype=torch.float64)
+        guided, plain = traced(x_t, t, cond), told(x_t, t, cond)
+        assert not torch.equal(guided, plain)
+        assert torch.equal(teacher(x_t, t, cond), torch.stack([plain[0], guided[1], guided[2], plain[3]]))
+        assert torch.equal(teacher(x_t, 0.7, cond), traced(x_t, 0.7, cond))
+        assert torch.equal(teacher(x_t, 0.95, cond), told(x_t, 0.95, cond))
+    teacher.check(traced.noise, traced.cond)
+
+
+def test_noise_levels_for_a_teacher_without_guidance_are_an_error():
+    GuidedWithin(exact(), EVERYWHERE).check(torch.zeros(2, 2), None)
+    with pytest.raises(InputError, match="it is not guided at all"):
+        GuidedWithin(exact(), (0.5, 1.0)).check(torch.zeros(2, 2), None)
+    with pytest.raises(InputError, match=r"^The 'guided' of a teacher must be two rising numbers"):
+        GuidedWithin(exact(), (0.9, 0.5))

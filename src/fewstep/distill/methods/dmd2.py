@@ -11,22 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.distill.data.samples import PathBatch
-from fewstep.distill.data.seeds import generator as seeded
 from fewstep.distill.engine.loop import Update
 from fewstep.distill.engine.roles import Swappable
 from fewstep.distill.methods.adversary import Gan
 from fewstep.distill.methods.backward import Sampling, guess, noised
-from fewstep.distill.methods.scores import Critic, Levels, at_least_one, flow_time, spread
-from fewstep.errors import InputError, bad_value
+from fewstep.distill.methods.scores import EVERYWHERE, Critic, GuidedWithin, Levels, at_least_one, spread
+from fewstep.errors import InputError
 
 Weigh = Callable[[Tensor, Tensor], Tensor]  # logits (batch, n) of the student's samples, and their t -> (batch,)
-EVERYWHERE = (0.0, 1.0)
 
 
 def kl_gradient(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
@@ -56,9 +53,7 @@ class DMD2:
             iteration and the student in every fifth. Code that trains either one in an iteration has one less.
         levels: of the noise at which the scores, and the discriminator's samples, are compared.
         gan: a discriminator; None for none, and then no data is used.
-        guided: the noise levels u = sigma/(alpha + sigma) between which the teacher is guided (arXiv 2404.07724); at
-            others it only knows the condition. What its guidance points at is no distribution, so the student is
-            driven on for as long as it trains: where details are drawn, to ever stronger colours.
+        guided: the noise levels between which the teacher is guided; see `GuidedWithin`.
 
     Raises:
         InputError: `critic_steps` below 1, `guided` no range in [0, 1], or a `critic_weight` where the discriminator
@@ -76,9 +71,7 @@ class DMD2:
 
     def __post_init__(self) -> None:
         at_least_one("critic_steps", "DMD2", self.critic_steps)
-        low, high = self.guided
-        if not 0 <= low < high <= 1:
-            raise InputError(bad_value("guided", "DMD2", "two rising numbers in [0, 1]", self.guided))
+        _ = self._teacher  # checks `guided`
         if self.gan and self.gan.critic_weight and self.gan.discriminator.backbone is not self.critic.module:
             raise InputError("A 'critic_weight' needs a discriminator on the features of the critic.")
 
@@ -92,25 +85,12 @@ class DMD2:
         return {"teacher": self.teacher.module}
 
     @property
-    def _told(self) -> Swappable:
-        """The teacher without guidance: it only knows the condition."""
-        return self.teacher.with_module(self.teacher.module, guided=False)
+    def _teacher(self) -> GuidedWithin:
+        return GuidedWithin(self.teacher, self.guided)
 
-    @torch.no_grad()
     def checked(self, batch: PathBatch) -> DMD2:
-        """The same, once `guided` is known to do something; to be asked for once, before training.
-
-        Raises:
-            InputError: `guided` beside a teacher without guidance.
-        """
-        if self.guided != EVERYWHERE:
-            generator, schedule = seeded("DMD2", "check"), self.teacher.schedule
-            t = self.levels.draw(schedule, len(batch.states), generator)
-            x_t = noised(schedule, batch.states[:, -1], t, generator)
-            if torch.equal(self.teacher(x_t, t, batch.cond), self._told(x_t, t, batch.cond)):
-                raise InputError(
-                    "'guided' says at which noise levels the teacher is guided, and it is not guided at all."
-                )
+        """The same, once `guided` is known to do something; see `GuidedWithin.check`."""
+        self._teacher.check(batch.states[:, -1], batch.cond)
         return self
 
     def updates(self, batch: PathBatch, generator: torch.Generator) -> Iterator[Update]:
@@ -138,7 +118,7 @@ class DMD2:
         t = self.levels.draw(self.teacher.schedule, len(x), generator)
         x_t = noised(self.teacher.schedule, x, t, generator)
         with torch.no_grad():
-            real, fake = self.real(x_t, t, batch.cond), guess(self.critic.denoiser, x_t, t, batch.cond)
+            real, fake = guess(self._teacher, x_t, t, batch.cond), guess(self.critic.denoiser, x_t, t, batch.cond)
         gradient = kl_gradient(x, real, fake)
         if self.gan is None:
             return descend(x, gradient)
@@ -146,13 +126,3 @@ class DMD2:
         if weigh is not None:
             gradient = gradient * weigh(logits.detach(), t).to(x).view(-1, *[1] * (x.dim() - 1))
         return descend(x, gradient) + self.gan.student_loss(logits)
-
-    def real(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
-        """The x0 that the teacher sees in x_t (batch, …) at t (batch,), guided where `guided` says: shape of x_t."""
-        guided = guess(self.teacher, x_t, t, cond)
-        if self.guided == EVERYWHERE:
-            return guided
-        told = guess(self._told, x_t, t, cond)
-        low, high = self.guided
-        u = flow_time(self.teacher.schedule, t).to(x_t.device)
-        return torch.where(((low <= u) & (u <= high)).view(-1, *[1] * (x_t.dim() - 1)), guided, told)

@@ -1,4 +1,4 @@
-"""What the methods with a critic share: noise levels, the critic's own loss, and weights held still.
+"""What the methods share that ask a teacher's score: noise levels, its guidance, the critic and weights held still.
 
 The critic is a denoiser of the student's distribution ("fake score"): trained on its samples, so that beside the
 teacher's ("real") it tells which way the student's density should move.
@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Schedule, Time
+from fewstep.distill.data.seeds import generator as seeded
 from fewstep.distill.engine.roles import Swappable
 from fewstep.distill.losses import Distance
 from fewstep.distill.methods.backward import noised
 from fewstep.errors import InputError, bad_value
+
+EVERYWHERE = (0.0, 1.0)  # all noise levels u = sigma/(alpha + sigma)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,64 @@ def spread(x: Tensor, real: Tensor) -> Tensor:
     """
     apart = (x - real).detach().abs().flatten(1).mean(dim=1).clamp(min=1e-5)
     return apart.view(-1, *[1] * (x.dim() - 1))
+
+
+@dataclass(frozen=True, eq=False)
+class GuidedWithin:
+    """A `Denoiser`: a teacher that is guided at some noise levels, and at others only knows the condition.
+
+    Guidance decides what there is at high noise; what it points at is no distribution, and where details are drawn it
+    drives a student that trains for long to ever stronger colours (arXiv 2404.07724).
+
+    Attributes:
+        teacher: with its guidance.
+        levels: u = sigma/(alpha + sigma) from the first to the second of them.
+
+    Raises:
+        InputError: levels that are no range in [0, 1].
+    """
+
+    teacher: Swappable
+    levels: tuple[float, float] = EVERYWHERE
+
+    def __post_init__(self) -> None:
+        low, high = self.levels
+        if not 0 <= low < high <= 1:
+            raise InputError(bad_value("guided", "a teacher", "two rising numbers in [0, 1]", self.levels))
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.teacher.schedule
+
+    @property
+    def told(self) -> Swappable:
+        """The teacher without guidance: it only knows the condition."""
+        return self.teacher.with_module(self.teacher.module, guided=False)
+
+    def __call__(self, x_t: Tensor, t: Time, cond: Any = None) -> Tensor:
+        """The prediction at x_t (batch, …) and t, a float or (batch,): shape of x_t."""
+        u = flow_time(self.schedule, t)
+        inside = (self.levels[0] <= u) & (u <= self.levels[1])
+        if inside.all():
+            return self.teacher(x_t, t, cond)
+        if not inside.any():
+            return self.told(x_t, t, cond)
+        return torch.where(
+            inside.to(x_t.device).view(-1, *[1] * (x_t.dim() - 1)), self.teacher(x_t, t, cond), self.told(x_t, t, cond)
+        )
+
+    @torch.no_grad()
+    def check(self, x0: Tensor, cond: Any) -> None:
+        """That `levels` do something, for samples like x0 (batch, …); to be asked for once, before training.
+
+        Raises:
+            InputError: they are beside a teacher without guidance.
+        """
+        if self.levels == EVERYWHERE:
+            return
+        x_t = noised(self.schedule, x0, t := self.schedule.time_of(1.0), seeded("guidance", "check"))
+        if torch.equal(self.teacher(x_t, t, cond), self.told(x_t, t, cond)):
+            raise InputError("'guided' says at which noise levels the teacher is guided, and it is not guided at all.")
 
 
 @contextmanager
