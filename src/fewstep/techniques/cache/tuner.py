@@ -153,7 +153,7 @@ class Tuner:
         if (steps := max(map(len, facts["last_request"].values()))) <= FEW:
             return [
                 f"Cache reused steps of a call of {steps}: where that was measured, on zoo:shapes-4step, the student "
-                "of 2 steps is faster and better (docs/caching.md)."
+                "of 2 steps is faster, at a lower Fréchet distance (docs/caching.md)."
             ]
         return []
 
