@@ -93,7 +93,7 @@ def in_process(given: argparse.Namespace, asked: list[tuple[str, Any]]) -> list[
     live = [row(model, prompt, stack, n, given.each if n < last else given.seconds) for n in range(last + 1)]
     fewer = [few(model, prompt, steps, given.each) for steps in (2, 1) if steps < model.steps]
     # Another prompt cuts, as the server does it: no student so far has learnt to go over from one to the next.
-    quality = kept(model, asked, seconds=given.seconds, fps=FPS, off=("adapt",), on_prompt="cut")
+    quality = kept(model, asked, seconds=given.seconds, fps=FPS, off=("adapt",))
     accuracy = {"kind": "accuracy", "accuracy of": given.model, **asdict(quality), "drift": drift(quality)}
     return [*teachers, *live, *fewer, accuracy]
 

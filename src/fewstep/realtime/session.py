@@ -143,7 +143,7 @@ class Session:
         fps: float = 16.0,
         seed: int | None = None,
         steps: int | None = None,
-        on_prompt: OnPrompt = "recache",
+        on_prompt: OnPrompt = "cut",
         off: Collection[str] = (),
         paced: bool = True,
     ) -> None:

@@ -77,7 +77,7 @@ class LiveStudio:
                 raise Busy(f"There are {self.most} viewers already; try again in a while.")
             self._taken.add(place)  # before the session is open, which takes a while
         try:
-            session = Session(self.shared(), prompt, fps=self.entry.fps, seed=seed, on_prompt="cut")
+            session = Session(self.shared(), prompt, fps=self.entry.fps, seed=seed)
         except BaseException:
             self._taken.discard(place)
             raise
