@@ -185,6 +185,7 @@ def settings() -> list[Setting]:
         "first_block": (0.04, 0.08, 0.15, 0.3),
         "magcache": (0.06, 0.12, 0.24),
         "easycache": (0.05, 0.1, 0.2, 0.4),
+        "seacache": (0.1, 0.2, 0.4, 0.8),
     }
     for name, thresholds in presets.items():
         found += [
