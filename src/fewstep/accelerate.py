@@ -9,8 +9,8 @@ from typing import Any
 
 from fewstep.errors import InputError, RecipeError, bad_value
 from fewstep.machine import Machine
-from fewstep.models.load import seeded_steps
 from fewstep.models.model import Model
+from fewstep.models.renoising import seeded_steps
 from fewstep.recipe import Recipe, RecipeSource
 from fewstep.techniques import Engaged, Quantize
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from fewstep.errors import CheckpointError, InputError, bad_value
 from fewstep.files import read_json
 from fewstep.models.manifest import FILE, Manifest
+from fewstep.models.renoising import seeded_steps
 
 if TYPE_CHECKING:
-    import torch
     from diffusers import DiffusionPipeline
 
 ZOO = Path(__file__).parents[1] / "zoo" / "weights"
@@ -141,28 +141,6 @@ def _defaulting(call: Callable[..., Any], defaults: dict[str, Any]) -> Callable[
             return call(self, *args, **kwargs, **filled)
 
     return __call__
-
-
-@contextmanager
-def seeded_steps(scheduler: Any, generator: torch.Generator | list[torch.Generator] | None) -> Iterator[None]:
-    """Inside, a scheduler that adds noise at each step draws it from the call's generator, where its pipeline does not
-    say so itself: most give theirs to the first noise alone."""
-    if generator is None or not getattr(getattr(scheduler, "config", None), "stochastic_sampling", False):
-        yield
-        return
-    step, own = scheduler.step, vars(scheduler).get("step")
-
-    @functools.wraps(step)
-    def seeded(*args: Any, **kwargs: Any) -> Any:
-        return step(*args, **{"generator": generator, **kwargs})
-
-    scheduler.step = seeded
-    try:
-        yield
-    finally:
-        del scheduler.step
-        if own is not None:
-            scheduler.step = own
 
 
 def for_each(negative: Any, prompts: Any) -> Any:

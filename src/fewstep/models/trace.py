@@ -18,12 +18,13 @@ from torch import Tensor
 
 from fewstep.errors import TraceError
 from fewstep.models.model import Model
+from fewstep.models.renoising import along_the_flow
 from fewstep.models.tracing.denoiser import TracedDenoiser
 from fewstep.models.tracing.explain import explain, read_condition
 from fewstep.models.tracing.inputs import HALF
 from fewstep.models.tracing.leaves import walk
 from fewstep.models.tracing.moments import Moment, moments_of
-from fewstep.models.tracing.record import along_the_flow, record
+from fewstep.models.tracing.record import record
 from fewstep.models.tracing.replay import replay, stochastic
 from fewstep.models.tracing.stages import Stage
 from fewstep.models.tracing.timeline import find_timeline, sigma_table

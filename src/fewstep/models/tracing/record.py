@@ -93,20 +93,6 @@ def record(pipe: Any, denoisers: Mapping[str, nn.Module], call: Mapping[str, Any
     return recorder.tape()
 
 
-@contextmanager
-def along_the_flow(pipe: Any) -> Iterator[None]:
-    """Inside, a scheduler that noises x0 anew at each step takes Euler's steps: its denoiser is the same."""
-    scheduler: Any = getattr(pipe, "scheduler", None)
-    if not getattr(getattr(scheduler, "config", None), "stochastic_sampling", False):
-        yield
-        return
-    pipe.scheduler = type(scheduler).from_config(scheduler.config, stochastic_sampling=False)
-    try:
-        yield
-    finally:
-        pipe.scheduler = scheduler
-
-
 class _Recorder:
     def __init__(self, pipeline: str, first_only: bool) -> None:
         self.pipeline, self.first_only = pipeline, first_only
