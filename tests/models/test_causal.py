@@ -58,7 +58,7 @@ def test_chunk_by_chunk_is_the_masked_whole(chunks: Chunks) -> None:
         part = slice(start, start + chunks.size)
         with causal.after(window):
             parts.append(run(model, x[:, :, part], t[:, part], text))
-        with causal.after(window, write=True):
+        with causal.after(window, keep=chunks.size):
             run(model, x[:, :, part], t[:, part], text)
     assert torch.allclose(torch.cat(parts, 2), whole, atol=1e-5)
     assert window.frames == min(frames, (chunks.window or frames + chunks.size) - chunks.size)
@@ -75,10 +75,31 @@ def test_a_clip_beside_itself_is_what_comes_after_a_window_of_it(chunks: Chunks)
         part = slice(start, start + chunks.size)
         with causal.after(window):
             parts.append(run(model, x[:, :, part], t[:, part], text))
-        with causal.after(window, write=True):
+        with causal.after(window, keep=chunks.size):
             run(model, past[:, :, part], end[:, part], text)
     assert torch.allclose(both[:, :, 8:], torch.cat(parts, 2), atol=1e-5)
     assert torch.allclose(both[:, :, :8], run(model, past, end, text), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [Chunks(), Chunks(2), Chunks(1, window=1), Chunks(1, window=3), Chunks(2, window=4), Chunks(1, window=3, sink=1)],
+)
+def test_a_chunk_that_is_kept_in_the_call_of_the_next_one_is_as_in_a_call_of_its_own(chunks: Chunks) -> None:
+    model, (past, t, text), (x, _, _) = transformer(), clip(12), clip(12, seed=2)
+    causal, apart, together = make_causal(model, chunks), Window(chunks), Window(chunks)
+    end = torch.zeros_like(t)
+    for start in range(0, 12 - chunks.size, chunks.size):
+        known, asked = slice(start, start + chunks.size), slice(start + chunks.size, start + 2 * chunks.size)
+        with causal.after(apart, keep=chunks.size):
+            kept = run(model, past[:, :, known], end[:, known], text)
+        with causal.after(apart):
+            answer = run(model, x[:, :, asked], t[:, asked], text)
+        both, times = torch.cat([past[:, :, known], x[:, :, asked]], 2), torch.cat([end[:, known], t[:, asked]], 1)
+        with causal.after(together, keep=chunks.size):
+            found = run(model, both, times, text)
+        assert torch.allclose(found, torch.cat([kept, answer], 2), atol=1e-5), start
+        assert (together.frames, together.bytes) == (apart.frames, apart.bytes)
 
 
 def test_a_later_frame_changes_no_earlier_one_and_a_far_one_is_not_seen() -> None:
@@ -104,7 +125,7 @@ def test_a_window_that_rolls_is_at_the_same_distance_for_ever() -> None:
     causal, window = make_causal(model, chunks), Window(chunks)
     x, t, text = clip(40)
     for frame in range(40):
-        with causal.after(window, write=True):
+        with causal.after(window, keep=1):
             last = run(model, x[:, :, frame : frame + 1], t[:, frame : frame + 1], text)
     # Two layers see twice as far back: a run over the last five frames gives the same last one.
     short = run(model, x[:, :, -5:], t[:, -5:], text)[:, :, -1:]
@@ -119,7 +140,7 @@ def test_a_sink_stays_and_all_others_go() -> None:
     def last(x: Tensor) -> Tensor:
         window = Window(chunks)
         for frame in range(x.shape[2]):
-            with causal.after(window, write=True):
+            with causal.after(window, keep=1):
                 out = run(model, x[:, :, frame : frame + 1], t[:, frame : frame + 1], text)
         return out
 
@@ -164,7 +185,7 @@ def test_gradients_reach_the_past_through_the_mask_and_stop_at_a_window() -> Non
     assert (x.grad.abs().amax((0, 1, 3, 4)) > 0).tolist() == [True, True, False]
     window = Window(Chunks())
     first = x.detach()[:, :, :1].requires_grad_(True)
-    with causal.after(window, write=True):
+    with causal.after(window, keep=1):
         model(hidden_states=first, timestep=t[:, :1], encoder_hidden_states=text, return_dict=False)
     with causal.after(window):
         out = model(hidden_states=x.detach()[:, :, 1:2], timestep=t[:, 1:2], encoder_hidden_states=text)[0]

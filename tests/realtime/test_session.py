@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from itertools import islice, pairwise
 
 import numpy as np
 import pytest
 import torch
 
+from fewstep.diffusion.schedule import Time
 from fewstep.errors import FewstepError, InputError
 from fewstep.realtime import LiveModel, Session
 from fewstep.realtime.decode import StreamDecoder, to_bytes
@@ -152,12 +154,13 @@ def test_compiled_blocks_are_one_graph_whatever_the_window_holds() -> None:
     model = live_model(Compile())
     with no_codegen(), Session(model, "a red ring", seed=3, paced=False, off=("adapt",)) as session:
         stream = iter(session)
-        next(stream)
+        made = [chunk.frames for chunk in islice(stream, 2)]
         facts = model.engaged["compile"].facts
         graphs = facts["graphs"]
-        made = [chunk.frames for chunk in islice(stream, 6)]
-    assert facts["graphs"] == graphs <= 2  # of a chunk, and of the whole clip with which a prompt is read
-    alone = frames(live_model(), 7)[1:]
+        made += [chunk.frames for chunk in islice(stream, 5)]
+    # Of a chunk, of a chunk behind the one before it, and of the whole clip with which a prompt is read.
+    assert facts["graphs"] == graphs <= 3
+    alone = frames(live_model(), 7)
     assert np.abs(np.concatenate(made).astype(int) - alone.astype(int)).max() <= 1
 
 
@@ -228,27 +231,30 @@ def test_a_clock_that_can_not_be_kept_is_slowed_down_and_says_so(model: LiveMode
             assert after.due - before.due == pytest.approx(4 / float(after.work["fps"]))
 
 
-def test_a_chunk_without_a_past_takes_twice_the_steps() -> None:
+def test_a_chunk_takes_a_call_a_step_and_one_without_a_past_twice_as_many() -> None:
+    """What came before is read in the first of them, at a time of its own: the end."""
     model = live_model()
-    asked: list[float] = []
+    asked: list[Sequence[float]] = []
     denoise = model.denoiser.__class__.__call__
 
     class Counted(model.denoiser.__class__):  # type: ignore[misc,name-defined]
-        def __call__(self, x: torch.Tensor, t: float, cond: object = None) -> torch.Tensor:
-            asked.append(float(t))
+        def __call__(self, x: torch.Tensor, t: Time, cond: object = None) -> torch.Tensor:
+            asked.append(torch.as_tensor(t).flatten().tolist())
             return denoise(self, x, t, cond)
 
     object.__setattr__(model, "denoiser", Counted(**vars(model.denoiser)))
     rolling = Rolling(model, "a red ring", 3)
 
-    def times_of(steps: int) -> tuple[float, ...]:
+    def calls(steps: int) -> list[Sequence[float]]:
         asked.clear()
         rolling.chunk(steps)
-        return tuple(asked)
+        return [pytest.approx(times) for times in asked]
 
-    assert times_of(2) == pytest.approx(model.opening(2))  # its end is the call that writes the window
-    assert times_of(2) == pytest.approx(model.times(2))
+    end, behind = 0.0, model.times(2)[:-1]
+    assert calls(2) == [[t] for t in model.opening(2)[:-1]]
+    assert calls(2) == [[end, behind[0]], *([t] for t in behind[1:])]
+    assert calls(1) == [[end, 1.0]]
     rolling.turn("a blue cross", "cut")
-    assert times_of(1) == pytest.approx(model.opening(1))
+    assert calls(1) == [[t] for t in model.opening(1)[:-1]]
     rolling.turn("a red ring", "recache")
-    assert times_of(1) == pytest.approx(model.times(1))
+    assert calls(1) == [[end, 1.0]]

@@ -64,15 +64,18 @@ class Causal:
         return self
 
     @contextmanager
-    def after(self, window: Window, *, write: bool = False) -> Iterator[None]:
-        """Inside the block a call is over one chunk, the next after those that `window` holds; with `write` the
-        window then holds it too."""
-        before, self.doing, self._window = self.doing, Remembering(window, write), window
+    def after(self, window: Window, *, keep: int = 0) -> Iterator[None]:
+        """Inside the block a call is over one chunk, the next after those that `window` holds.
+
+        With `keep` the call's first so many frames are a chunk as it came out, and the window holds it afterwards; the
+        frames behind them, if any, are the next chunk, which sees it there: two calls in one.
+        """
+        before, self.doing, self._window = self.doing, Remembering(window, self.clip, keep), window
         window.begin()
         try:
             yield
-            if write:
-                window.advance(self.clip.frames, self.clip.tokens)
+            if keep:
+                window.advance(keep)
         finally:
             self.doing, self._window = before, None
 
@@ -110,19 +113,24 @@ class Causal:
         if isinstance(self.doing, Beside):
             half = args[0][..., : args[0].shape[-3] // 2, :, :]
             return tuple(torch.cat([part, part], 1) for part in type(rope).forward(rope, half))
-        window = self._window
-        if window is None:
+        window, doing = self._window, self.doing
+        if window is None or not isinstance(doing, Remembering):
             return rotations
         if window.back is None:
             window.back = _turned(rope, args[0], window.chunks.size, self._patch)
-        if not window.frames:
+        places = doing.places()
+        if places == [(0, self.clip.frames)]:
             return rotations
-        frames = window.frames * self._patch[0] + args[0].shape[-3]
+        frames = max(place + frames for place, frames in places) * self._patch[0]
         longer = args[0][..., :1, :, :].expand(*args[0].shape[:-3], frames, *args[0].shape[-2:])
-        kept = rotations[0].shape[1]
+        tokens = self.clip.tokens
         # Copies: compiled blocks would take slices of longer and longer tables for other inputs.
-        tables = type(rope).forward(rope, longer)
-        return tuple(part[:, -kept:].clone(memory_format=torch.contiguous_format) for part in tables)
+        return tuple(
+            torch.cat([table[:, place * tokens : (place + n) * tokens] for place, n in places], 1).clone(
+                memory_format=torch.contiguous_format
+            )
+            for table in type(rope).forward(rope, longer)
+        )
 
 
 def causal_of(transformer: nn.Module) -> Causal | None:
@@ -222,19 +230,34 @@ def _mask(chunks: Chunks, frames: int, tokens: int, twice: bool = False) -> Tens
 
 @dataclass(frozen=True, eq=False)
 class Remembering:
-    """One chunk, which attends to the window and to itself."""
+    """A chunk that attends to the window and to itself; before it perhaps the one that the window is to hold: see
+    `Causal.after`."""
 
     window: Window
-    write: bool
+    clip: Clip
+    keep: int
 
     def slot(self, path: str) -> Slot:
         return path, 0
 
+    def places(self) -> list[tuple[int, int]]:
+        """Where in the window's row of frames each chunk of the call stands, and its frames."""
+        if not self.keep:
+            return [(self.window.frames, self.clip.frames)]
+        behind = (self.window.frames_with(self.keep), self.clip.frames - self.keep)
+        return [(self.window.frames, self.keep), behind][: 1 + (behind[1] > 0)]
+
     def attend(self, slot: Slot, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, run: Run) -> Tensor:
-        keys, values = self.window.joined(slot, key, value)
-        if self.write:
-            self.window.note(slot, key, value)
-        return run(query, keys, values, mask)
+        if not self.keep:
+            return run(query, *self.window.joined(slot, key, value), mask)
+        kept = self.keep * self.clip.tokens
+        own_key, own_value = key[:, :kept], value[:, :kept]
+        answer = run(query[:, :kept], *self.window.joined(slot, own_key, own_value), mask)
+        self.window.note(slot, own_key, own_value, self.clip.tokens)
+        if kept == query.shape[1]:
+            return answer
+        keys, values = self.window.joined(slot, key[:, kept:], value[:, kept:], noted=True)
+        return torch.cat([answer, run(query[:, kept:], keys, values, mask)], 1)
 
 
 def _turned(rope: nn.Module, hidden: Tensor, frames: int, patch: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -87,29 +87,34 @@ class Window:
 
     def begin(self) -> None:
         """A call begins: what an earlier one noted and did not advance is forgotten."""
-        self._new.clear()
+        self._new = {}
 
-    def joined(self, slot: Slot, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of the past before a chunk's own."""
-        if slot not in self._kept:
+    def joined(self, slot: Slot, key: Tensor, value: Tensor, *, noted: bool = False) -> tuple[Tensor, Tensor]:
+        """Those of the past before a chunk's own. `noted`: the chunk that was noted in this call is of the past too."""
+        past = self._new if noted else self._kept
+        if slot not in past:
             return key, value
-        keys, values = self._kept[slot]
+        keys, values = past[slot]
         return torch.cat([keys, key], 1), torch.cat([values, value], 1)
 
-    def note(self, slot: Slot, key: Tensor, value: Tensor) -> None:
+    def note(self, slot: Slot, key: Tensor, value: Tensor, tokens: int) -> None:
+        """A chunk's own, which will belong to the past once the call is over. `tokens`: of one frame."""
         # Copies: compiled code uses the memory of its tensors again once it has no more use for them.
-        self._new[slot] = (key.detach().clone(), value.detach().clone())
+        keys, values = self.joined(slot, key.detach().clone(), value.detach().clone())
+        frames = key.shape[1] // tokens
+        out = self.frames + frames - self.frames_with(frames)
+        self._new[slot] = (self._without(keys, out, tokens, turn=True), self._without(values, out, tokens))
 
-    def advance(self, frames: int, tokens: int) -> None:
-        """The chunk that was noted belongs to the past now. `tokens`: of one frame."""
+    def frames_with(self, frames: int) -> int:
+        """How many it holds once so many more belong to it."""
         whole = self.frames + frames
-        most = None if self.chunks.window is None else self.chunks.window - self.chunks.size
-        out = 0 if most is None else max(0, whole - most)
-        for slot, (key, value) in self._new.items():
-            keys, values = self.joined(slot, key, value)
-            self._kept[slot] = (self._without(keys, out, tokens, turn=True), self._without(values, out, tokens))
-        self._new.clear()
-        self.frames = whole - out
+        return whole if self.chunks.window is None else min(whole, self.chunks.window - self.chunks.size)
+
+    def advance(self, frames: int) -> None:
+        """The chunk that was noted, of so many frames, belongs to the past now."""
+        self._kept.update(self._new)
+        self._new = {}
+        self.frames = self.frames_with(frames)
 
     def _without(self, kept: Tensor, out: int, tokens: int, turn: bool = False) -> Tensor:
         """Without so many frames after the sink."""
@@ -125,6 +130,6 @@ class Window:
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x (batch, tokens, heads, features) with each pair of neighbouring features turned (arXiv 2104.09864); cos and sin
     hold the value of a pair twice."""
-    even, odd = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
+    even, odd = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2).unbind(-1)
     cos, sin = cos[..., 0::2], sin[..., 1::2]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)

@@ -132,8 +132,7 @@ class Controller:
             self._go(chunk, self.level - 1)
 
     def _with_more(self) -> float:
-        """The load of the level above. A chunk's time is that of its steps, one call that writes the window, and its
-        decoding: at most in proportion."""
+        """The load of the level above: a chunk's time, its steps' and its decoding's, grows at most in proportion."""
         above = self.levels[self.level - 1]
         return self.load * above.steps * above.fps / (self.now.steps * self.now.fps)
 

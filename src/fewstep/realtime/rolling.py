@@ -1,14 +1,19 @@
-"""Latents without end: chunk after chunk from noise, each after the window of those before."""
+"""Latents without end: chunk after chunk from noise, each after the window of those before.
+
+A chunk that is done is read into the window in the call in which the next one takes its first step, so that n steps of
+a chunk are n calls.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fewstep.diffusion.samplers import euler, renoise
+from fewstep.diffusion.schedule import Schedule, Time
 from fewstep.models.window import Window
 from fewstep.realtime.model import LiveModel
 
@@ -16,7 +21,7 @@ OnPrompt = Literal["recache", "cut"]
 
 
 class Rolling:
-    """One stream of latents.
+    """One stream of latents, and the denoiser of its next chunk.
 
     Attributes:
         prompt, cond: what the next chunk is told; set by `turn`.
@@ -28,6 +33,7 @@ class Rolling:
         self._generator = torch.Generator().manual_seed(seed)
         self.prompt, self._changes = prompt, model.changes
         self._window, self._past = Window(model.causal.chunks), deque[Tensor](maxlen=self._most())
+        self._unread: Tensor | None = None  # the newest of the past, where the window does not hold it yet
 
     @property
     def window_bytes(self) -> int:
@@ -46,17 +52,31 @@ class Rolling:
         if self._changes != model.changes:
             self._changes = model.changes
             self.cond = model.condition(self.prompt)
-            self._window = self._written()  # what was kept under other techniques may not fit
+            self._read_anew()  # what was kept under other techniques may not fit
         elif not self.cached:
-            self._window = self._written()
-        with model.causal.after(self._window):
-            if opens or model.manifest.sampler == "renoise":
-                x0 = renoise(model.denoiser, noise, times, self.cond, generator=self._generator)
-            else:
-                x0 = euler(model.denoiser, noise, times, self.cond)
-        self._write(self._window, x0)
+            self._read_anew()
+        if opens or model.manifest.sampler == "renoise":
+            x0 = renoise(self, noise, times, self.cond, generator=self._generator)
+        else:
+            x0 = euler(self, noise, times, self.cond)
         self._past.append(x0)
+        self._unread = x0 if self._past else None
         return x0
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.model.denoiser.schedule
+
+    def __call__(self, x_t: Tensor, t: Time, cond: Any = None) -> Tensor:
+        """The model's prediction for a chunk x_t after all of the past."""
+        model, known, self._unread = self.model, self._unread, None
+        if known is None:
+            with model.causal.after(self._window):
+                return model.denoiser(x_t, t, cond)
+        frames = known.shape[2]
+        times = torch.tensor([[self.schedule.end] * frames + [float(t)] * x_t.shape[2]], device=x_t.device)
+        with model.causal.after(self._window, keep=frames):
+            return model.denoiser(torch.cat([known, x_t], 2), times, cond)[:, :, frames:]
 
     @torch.no_grad()
     def turn(self, prompt: str, how: OnPrompt) -> None:
@@ -65,7 +85,7 @@ class Rolling:
         self.prompt, self.cond = prompt, self.model.condition(prompt)
         if how == "cut":
             self._past.clear()
-        self._window = self._written()
+        self._read_anew()
 
     def close(self) -> None:
         """Nothing more is asked of it."""
@@ -75,13 +95,10 @@ class Rolling:
         chunks = self.model.causal.chunks
         return None if chunks.window is None else chunks.window // chunks.size - 1
 
-    def _written(self) -> Window:
-        """A window that holds the past, read under the condition of now."""
-        window = Window(self.model.causal.chunks)
-        for x0 in self._past:
-            self._write(window, x0)
-        return window
-
-    def _write(self, window: Window, x0: Tensor) -> None:
-        with self.model.causal.after(window, write=True):
-            self.model.denoiser(x0, self.model.denoiser.schedule.end, self.cond)
+    def _read_anew(self) -> None:
+        """A window of the past under the condition of now; its newest chunk is read with the next one, as always."""
+        self._window, past = Window(self.model.causal.chunks), list(self._past)
+        self._unread = past.pop() if past else None
+        for x0 in past:
+            with self.model.causal.after(self._window, keep=x0.shape[2]):
+                self.model.denoiser(x0, self.schedule.end, self.cond)

@@ -52,5 +52,5 @@ class ChunkRollout:
             with causal.after(window):
                 x0 = guess(student, x, float(self.times[exit_step]), batch.cond)
             yield x0
-            with torch.no_grad(), causal.after(window, write=True):
+            with torch.no_grad(), causal.after(window, keep=noise.shape[2]):
                 student(x0.detach(), student.schedule.end, batch.cond)
