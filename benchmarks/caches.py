@@ -58,6 +58,7 @@ from fewstep.zoo.tasks import task
 # Of regions alone, and of regions with a plan around them: share of tokens, all every so many steps, warm-up.
 REGIONS = ((0.25, 5, 0.1), (0.125, 5, 0.1), (0.125, 10, 0.1), (0.125, 5, 0.0), (0.25, 3, 0.1))
 STACKED = ((0.125, 2, 0.1), (0.125, 3, 0.1), (0.25, 3, 0.1))
+MAGCACHE = ((0.03, 2), (0.06, 3), (0.12, 4), (0.24, 5), (0.5, 7), (1.0, 10))  # threshold, steps in a row at most
 TARGETS = (40.0, 35.0, 30.0, 25.0)  # dB
 LEARNED, LEARN_SEED, DRAW_SEED = 8, 31, 77
 CALIBRATION = Path("out/benchmarks/caches-calibration.json")
@@ -182,8 +183,7 @@ def settings() -> list[Setting]:
         ]
     presets = {
         "teacache": (0.1, 0.2, 0.4, 0.8),
-        "first_block": (0.04, 0.08, 0.15, 0.3),
-        "magcache": (0.06, 0.12, 0.24),
+        "first_block": (0.04, 0.08, 0.12, 0.15, 0.2, 0.3, 0.5),
         "easycache": (0.05, 0.1, 0.2, 0.4),
         "seacache": (0.1, 0.2, 0.4, 0.8),
     }
@@ -192,6 +192,11 @@ def settings() -> list[Setting]:
             Setting(f"fewstep {name}", f"{threshold:g}", partial(ours, {"preset": name, "threshold": threshold}))
             for threshold in thresholds
         ]
+    found += [
+        Setting("fewstep magcache", f"{t:g}, at most {longest}",
+                partial(ours, {"preset": "magcache", "threshold": t, "longest": longest}))
+        for t, longest in MAGCACHE
+    ]  # fmt: skip
     found += [Setting("fewstep regions", *regional(*one)) for one in REGIONS]
     found += [
         Setting("fewstep regions + planned", *regional(*one, speed))
@@ -226,7 +231,7 @@ def settings() -> list[Setting]:
     ]  # fmt: skip
     found += [
         Setting("diffusers MagCache", f"{t:g}, at most {longest}", partial(of_diffusers, partial(magcache, t, longest)))
-        for t, longest in ((0.03, 2), (0.06, 3), (0.12, 4), (0.24, 5), (0.5, 7), (1.0, 10))
+        for t, longest in MAGCACHE
     ]
     found += [
         Setting("diffusers SeaCache", f"{t:g}, at most {longest}",

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from hashlib import sha256
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from fewstep.models.fingerprint import fingerprint
 from fewstep.models.model import Model
 
 GUIDANCE = ("guidance_scale", "guidance_scale_2", "true_cfg_scale", "guidance_rescale")
 SIZE = ("height", "width", "num_frames", "max_sequence_length")
-SAMPLES = 64  # of each tensor go into the hash: enough to tell models apart, quick on billions of weights
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def signature(model: Model, call: Mapping[str, Any], known: Signature | None = N
     guided = {name: values[name] for name in GUIDANCE if name in values}
     negative = any(values.get(name) is not None for name in ("negative_prompt", "negative_prompt_embeds"))
     return Signature(
-        weights=known.weights if known else _weights_hash(model.denoisers),
+        weights=known.weights if known else _weights(model.denoisers),
         precision=known.precision if known else _precision(model.denoisers),
         guidance=_text({**guided, "negative_prompt": negative}),
         size=_text({name: values[name] for name in SIZE if name in values}),
@@ -63,20 +62,10 @@ def _text(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
-def _weights_hash(denoisers: Mapping[str, nn.Module]) -> str:
-    digest = hashlib.sha256()
-    for component, module in denoisers.items():
-        for name, tensor in module.state_dict().items():
-            for part in plain_tensors(tensor):
-                digest.update(f"{component}.{name} {tuple(part.shape)} {part.dtype}".encode())
-                digest.update(_sample(part))
-    return digest.hexdigest()[:16]
-
-
-def _sample(tensor: Tensor) -> bytes:
-    flat = tensor.detach().reshape(-1)
-    places = torch.linspace(0, max(flat.numel() - 1, 0), min(SAMPLES, flat.numel())).long()
-    return flat[places.to(flat.device)].double().cpu().numpy().tobytes()
+def _weights(denoisers: Mapping[str, nn.Module]) -> str:
+    """One hash of them all."""
+    found = {name: fingerprint(module) for name, module in denoisers.items()}
+    return sha256(repr(found).encode()).hexdigest()[:16]
 
 
 def _precision(denoisers: Mapping[str, nn.Module]) -> str:
@@ -85,11 +74,3 @@ def _precision(denoisers: Mapping[str, nn.Module]) -> str:
     quantized = [f"{count} {kind}" for kind, count in sorted(kinds.items()) if "Int8" in kind or "Float8" in kind]
     subclasses = {type(t.data).__name__ for m in denoisers.values() for t in m.parameters()} - {"Tensor", "Parameter"}
     return " + ".join([*sorted(dtypes), *quantized, *sorted(subclasses)])
-
-
-def plain_tensors(tensor: Tensor) -> list[Tensor]:
-    """The tensor itself, or, of one made of others (a quantized weight), those."""
-    if not hasattr(tensor, "__tensor_flatten__"):
-        return [tensor]
-    names, _ = tensor.__tensor_flatten__()
-    return [part for name in names for part in plain_tensors(getattr(tensor, name))]

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from fewstep.distill.data.samples import Index, PathBatch, PathSet
 from fewstep.distill.data.store import Sizes, fill, samples_of
 from fewstep.distill.engine.loop import Settings, Update, train
-from fewstep.distill.engine.roles import fingerprint
 from fewstep.errors import InputError
 from fewstep.files import read_json, replacing, write_json
+from fewstep.models.fingerprint import fingerprint
 from fewstep.models.load import SMALL_DECODER
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ class Rolling:
 
     Attributes:
         prompt, cond: what the next chunk is told; set by `turn`.
-        cached: keys and values of the past are kept; without, the past is computed anew in every step.
+        cached: keys and values of the past are kept; without, the past is computed anew for every chunk.
     """
 
     def __init__(self, model: LiveModel, prompt: str, seed: int) -> None:

@@ -34,7 +34,7 @@ from fewstep.realtime.rolling import OnPrompt
 AHEAD = 3  # chunks that are made before they are due, and as many wait for a viewer
 SMALL = "small_decoder"
 OWN = {
-    "window": "Keys and values of the past are kept, not computed anew in every step.",
+    "window": "Keys and values of the past are kept, not computed anew for every chunk.",
     "overlap": "A chunk is decoded while the next one is denoised.",
     SMALL: "A small decoder that was distilled from the VAE draws the frames.",
     "adapt": "Fewer steps when time runs short, then fewer frames a second; more again when there is enough.",

@@ -97,8 +97,9 @@ class FewStep(Technique):
         embedded = any(getattr(m.config, "guidance_embeds", False) for m in model.denoisers.values())
         parameters = inspect.signature(model.pipe.__call__).parameters
         call = student_call(manifest, parameters, embedded_guidance=embedded)
-        facts = {"student": manifest.name, "steps": manifest.steps, "guidance_inside": manifest.guidance_inside}
-        return Engaged(self.name, {**facts, "modules": list(model.denoisers)}, undo_all(steps), call_defaults=call)
+        told = {name: getattr(manifest, name) for name in ("steps", "sampler", "guidance_inside")}
+        facts = {"student": manifest.name, **told, "modules": list(model.denoisers)}
+        return Engaged(self.name, facts, undo_all(steps), call_defaults=call)
 
     def _mismatch(self, folder: Path, name: str, module: Any) -> list[str]:
         path = folder / name / "config.json"

@@ -21,7 +21,7 @@ from fewstep.zoo.moving.scenes import Ask, ThingAsk
 AHEAD = 0.4  # seconds that a chunk is made before it is due
 LENGTH = 160  # frames after which a clip begins anew
 TRICKS = {
-    "window": "Keys and values of the past are kept, not computed anew in every step.",
+    "window": "Keys and values of the past are kept, not computed anew for every chunk.",
     "overlap": "A chunk is decoded while the next one is denoised.",
     "int8": "Linear layers multiply whole numbers of 8 bits.",
 }

@@ -25,8 +25,8 @@ from fewstep.distill.data.pictures import check, load
 from fewstep.distill.data.samples import INDEX, Index, PathSet
 from fewstep.distill.data.seeds import generator
 from fewstep.distill.data.store import Sizes, Stored, fill, samples_of
-from fewstep.distill.engine.roles import fingerprint
 from fewstep.errors import InputError, bad_value
+from fewstep.models.fingerprint import fingerprint
 from fewstep.models.model import Model
 from fewstep.models.trace import TracedDenoiser
 from fewstep.progress import bar

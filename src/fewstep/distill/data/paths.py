@@ -21,8 +21,9 @@ from fewstep.distill.data.samples import Index, PathSet
 from fewstep.distill.data.seeds import generator
 from fewstep.distill.data.store import Sizes, Stored, as_stored, batches, digest, fill, joined, samples_of
 from fewstep.distill.engine.precision import Precision, autocast, check_precision, compiled, uncompiled
-from fewstep.distill.engine.roles import Swappable, device_of, fingerprint
+from fewstep.distill.engine.roles import Swappable, device_of
 from fewstep.errors import InputError, bad_value
+from fewstep.models.fingerprint import fingerprint
 
 SOLVERS = ("dpmpp_2m", "heun", "euler")  # deterministic, and what they ask the denoiser about are states of the path
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from typing import Any, Protocol
 
 import torch
@@ -77,15 +76,6 @@ def student_of(teacher: Swappable, weights: nn.Module | None = None) -> Swappabl
     """A trainable float32 copy of the teacher (or of `weights`) that needs no guidance: one call a step."""
     module = copy.deepcopy(teacher.module if weights is None else weights).float().requires_grad_(True)
     return teacher.with_module(module.train(), guided=False)
-
-
-def fingerprint(module: nn.Module) -> str:
-    """Tells weights apart: a hash of up to 1,024 values of each tensor, spread over it; quick for large models too."""
-    digest = sha256()
-    for name, value in module.state_dict().items():
-        some = value.detach().flatten()[:: max(1, value.numel() // 1024)]
-        digest.update(f"{name} {tuple(value.shape)}".encode() + some.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def device_of(module: nn.Module) -> torch.device:

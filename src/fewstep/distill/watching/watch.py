@@ -38,12 +38,13 @@ from torch import Tensor, nn
 
 from fewstep.distill.data.seeds import derive, generator
 from fewstep.distill.engine.precision import uncompiled
-from fewstep.distill.engine.roles import device_of, fingerprint
+from fewstep.distill.engine.roles import device_of
 from fewstep.distill.schedulers import student_scheduler
 from fewstep.distill.watching import grid
 from fewstep.distill.watching.score import distance
 from fewstep.errors import InputError, bad_value
 from fewstep.files import replacing, write_text
+from fewstep.models.fingerprint import fingerprint
 from fewstep.models.load import for_each, with_defaults
 from fewstep.models.manifest import Manifest
 from fewstep.models.model import Model

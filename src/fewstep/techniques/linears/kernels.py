@@ -11,8 +11,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from fewstep.calibrate.signature import plain_tensors
 from fewstep.machine import Machine
+from fewstep.models.fingerprint import plain_tensors
 from fewstep.numerics.quantized import WHOLE
 from fewstep.numerics.schemes import Scheme
 from fewstep.techniques.linears.ao import held_in, hold_in, layout_of, torchao_linear

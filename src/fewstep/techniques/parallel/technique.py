@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fewstep.calibrate.signature import plain_tensors
 from fewstep.calibrate.steps import Requests
 from fewstep.layout import Layout, chosen, parts_that_fit
 from fewstep.machine import Machine
 from fewstep.models.causal import causal_of
 from fewstep.models.dispatch import attention_of, attentions
+from fewstep.models.fingerprint import fingerprint
 from fewstep.models.hooks import Hook
 from fewstep.models.model import Model
 from fewstep.models.streams import block_lists
@@ -101,7 +101,8 @@ class Parallel(Technique):
     def apply(self, model: Model, machine: Machine) -> Engaged:
         layout, why = self.layout(model, machine)
         mesh = Mesh.of(layout, own_device().type)
-        check_same({"layout": str(layout), **_weights(model)}, mesh.all)
+        weights = {f"weights of the {part}": fingerprint(module) for part, module in model.modules.items()}
+        check_same({"layout": str(layout), **weights}, mesh.all)
         facts: dict[str, Any] = {"layout": str(layout), "why": why, "processes": layout.size}
         undo: list[Callable[[], None]] = []
         requests: Requests[Ahead] = Requests(model.pipe, Ahead)
@@ -217,19 +218,6 @@ def _unfit(layout: Layout, model: Model, name: str, module: nn.Module) -> list[s
             f"The {heads} heads of the {name} are too few for 'ulysses' in {layout.ulysses} parts: take 'ring' too."
         ]
     return []
-
-
-def _weights(model: Model) -> dict[str, str]:
-    """What tells the weights of processes apart: a digest of a few values of every tensor."""
-    found = {}
-    for name, module in model.modules.items():
-        digest = sha256()
-        tensors = (value for value in module.state_dict().values() if isinstance(value, Tensor) and value.numel())
-        for value in (part for whole in tensors for part in plain_tensors(whole.detach())):
-            some = value.flatten()[:: max(1, value.numel() // 8)]
-            digest.update(some.float().cpu().numpy().tobytes())
-        found[f"weights of the {name}"] = digest.hexdigest()[:12]
-    return found
 
 
 def _told(call: Mapping[str, Any]) -> dict[str, str]:
