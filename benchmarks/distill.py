@@ -1,14 +1,15 @@
 """Every method of distillation at 8, 4, 2 and 1 steps, with equal compute for each.
 
     python benchmarks/distill.py mixtures [--seeds 3] [--budget 6000] [--methods kd dmd2] [--steps 4 1]
-    python benchmarks/distill.py shapes [--budget 3000] [--teacher zoo:shapes] …
+    python benchmarks/distill.py shapes [--budget 3000] [--teacher zoo:shapes] [--earlier ROWS.json] …
 
 `mixtures` distils a small network that was fitted to eight Gaussians on a circle; the distance to them is exact.
 `shapes` distils the zoo's model, and its oracle judges. The budget counts forward passes for each sample (a method's
 iterations are the budget over its cost); the teacher's paths are shared and not counted. Beside the students stands
 the teacher with as many steps, by its best solver.
 
-Writes out/benchmarks/distill-mixtures.json and .png, or the same of shapes. A run that stops goes on where it was.
+Writes out/benchmarks/distill-mixtures.json and .png, or distill-shapes.json and a picture for each number of steps. A
+run that stops goes on where it was; rows of another run, and of another machine, are taken from its file (`--earlier`).
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -38,12 +41,13 @@ from fewstep.distill.ladder import Domain, Ladder
 from fewstep.distill.mixtures import MixtureTask, ring
 from fewstep.distill.run import distill
 from fewstep.files import read_json, write_json
-from fewstep.zoo.evaluate import evaluate
+from fewstep.zoo.evaluate import evaluate, generate
 from fewstep.zoo.tasks import task
 
 Row = dict[str, Any]
 POINTS = 4000  # samples that a distance is taken of
 SHOWN = 1000
+SIDE_BY_SIDE = 8  # pictures of each student
 TEACHER = "teacher, best solver"
 FEATURES = ("layers.0", "layers.1", "layers.2")  # of the small network, for discriminators
 
@@ -57,22 +61,13 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(CATALOG), choices=list(CATALOG), metavar="METHOD")
     parser.add_argument("--steps", nargs="+", type=int, default=[8, 4, 2, 1])
     parser.add_argument("--teacher", default="zoo:shapes")
+    parser.add_argument("--earlier", type=Path, help="a file of rows of shapes that need not be measured again")
     options = parser.parse_args()
     name = f"distill-{options.domain}"
     place = results.FOLDER / name
     rows = list((mixtures if options.domain == "mixtures" else shapes)(options, place))
     show(rows)
     print(results.save(name, rows))
-
-
-def known(path: Path, make: Callable[..., Row], *arguments: Any) -> Row:
-    """A row that was measured before, or now."""
-    if path.exists():
-        found: Row = read_json(path)
-        return found
-    row = make(*arguments)
-    write_json(path, row)
-    return row
 
 
 def rung(method: str, options: argparse.Namespace, batch: int, **training: Any) -> Rung:
@@ -170,20 +165,54 @@ def picture(drawn: dict[str, Tensor], methods: Sequence[str], steps: Sequence[in
 
 
 def shapes(options: argparse.Namespace, place: Path) -> Iterator[Row]:
-    asked = task("shapes")
+    asked, budget = task("shapes"), options.budget
     teacher = fewstep.load(options.teacher)
-    yield known(place / "teacher-50.json", judged, teacher, asked, "teacher", 50)
+    known = Known.of(options.earlier)
+    whole = {"method": "teacher", "steps": 50, "seed": 0}
+    yield known.row(place / "teacher-50.json", whole, partial(judged, teacher, asked, 50))
     for steps in options.steps:
-        yield known(place / f"teacher-{steps}.json", best_solved, options.teacher, asked, steps)
+        few = {"method": TEACHER, "steps": steps, "seed": 0}
+        yield known.row(place / f"teacher-{steps}.json", few, partial(best_solved, options.teacher, asked, steps))
     for method in options.methods:
         for steps in options.steps:
             for seed in range(options.seeds):
-                run = place / f"{method}-{steps}-{seed}"
-                rungs = ladder(method, options, 64)
-                yield known(run / "row.json", taught, teacher, asked, method, rungs, steps, seed, run)
+                about = {"method": method, "steps": steps, "seed": seed, "budget": budget}
+                run, rungs = run_of(place, about), ladder(method, options, 64)
+                yield known.row(run / "row.json", about, partial(taught, teacher, asked, rungs, steps, seed, run))
+    for steps in options.steps:
+        abouts = [{"method": method, "steps": steps, "seed": 0, "budget": budget} for method in options.methods]
+        students = {about["method"]: run_of(place, about) / "student" for about in abouts}
+        show_students(teacher, {name: path for name, path in students.items() if path.exists()}, steps, place)
 
 
-def taught(teacher: Any, asked: Any, method: str, rungs: list[Rung], steps: int, seed: int, run: Path) -> Row:
+def run_of(place: Path, about: Row) -> Path:
+    return place / "{method}-{steps}-{seed}-{budget}".format_map(about)
+
+
+@dataclass(frozen=True)
+class Known:
+    """Rows that another run measured, by what they are about."""
+
+    rows: list[Row]
+
+    @classmethod
+    def of(cls, path: Path | None) -> Known:
+        return cls([] if path is None else read_json(path)["rows"])
+
+    def row(self, path: Path, about: Row, make: Callable[[], Row]) -> Row:
+        """A row that was measured before, by this run or another, or now."""
+        if path.exists():
+            found: Row = read_json(path)
+            return found
+        for row in self.rows:
+            if about.items() <= row.items():
+                return row
+        row = {**about, **make()}
+        write_json(path, row)
+        return row
+
+
+def taught(teacher: Any, asked: Any, rungs: list[Rung], steps: int, seed: int, run: Path) -> Row:
     start = time.perf_counter()
     prompts = [prompt for prompt, _ in asked.prompts(2000, seed)]
     shared = run.parent / f"paths-{seed}"
@@ -193,7 +222,7 @@ def taught(teacher: Any, asked: Any, method: str, rungs: list[Rung], steps: int,
     student = fewstep.load(distill(teacher, job))
     seconds = time.perf_counter() - start
     iterations = sum(one.iterations for one in job.rungs)
-    return {**judged(student, asked, method, steps), "seed": seed, "iterations": iterations, "seconds": seconds}
+    return {**judged(student, asked, steps), "iterations": iterations, "seconds": seconds}
 
 
 def best_solved(teacher: str, asked: Any, steps: int) -> Row:
@@ -201,14 +230,29 @@ def best_solved(teacher: str, asked: Any, steps: int) -> Row:
     for solver in solvers.STEPS:
         pipe = fewstep.load(teacher)
         solvers.install(pipe, solver)
-        rows.append({**judged(pipe, asked, TEACHER, solvers.STEPS[solver](steps)), "steps": steps, "solver": solver})
+        rows.append({**judged(pipe, asked, solvers.STEPS[solver](steps)), "solver": solver})
     return min(rows, key=lambda row: row["frechet"])
 
 
-def judged(pipe: Any, asked: Any, method: str, steps: int) -> Row:
+def show_students(teacher: Any, students: Mapping[str, Path], steps: int, place: Path) -> None:
+    """A row of pictures for the teacher and each student: the same prompts and the same noise."""
+    prompts = [prompt for prompt, _ in task("shapes").prompts(SIDE_BY_SIDE, 1)]
+    drawn = {"teacher, 50 steps": generate(teacher, prompts, range(SIDE_BY_SIDE), show=False, num_inference_steps=50)}
+    for method, folder in students.items():
+        student = fewstep.load(folder)
+        drawn[method] = generate(student, prompts, range(SIDE_BY_SIDE), show=False, num_inference_steps=steps)
+    figure = Figure(figsize=(SIDE_BY_SIDE + 1.5, len(drawn)), layout="constrained")
+    grid = figure.subplots(len(drawn), 1, squeeze=False)[:, 0]
+    for axes, (name, pictures) in zip(grid, drawn.items(), strict=True):
+        axes.imshow(np.concatenate(pictures, 1), interpolation="nearest")
+        axes.set(xticks=[], yticks=[])
+        axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    figure.savefig(f"{place}-{steps}.png", dpi=110)
+
+
+def judged(pipe: Any, asked: Any, steps: int) -> Row:
     quality = asdict(evaluate(pipe, asked, prompts=128, num_inference_steps=steps))
-    kept = ("prompt_accuracy", "one_object_accuracy", "frechet", "diversity")
-    return {"method": method, "steps": steps, "seed": 0, **{name: quality[name] for name in kept}}
+    return {name: quality[name] for name in ("prompt_accuracy", "one_object_accuracy", "frechet", "diversity")}
 
 
 def show(rows: Sequence[Row]) -> None:
