@@ -74,6 +74,10 @@ def rung(method: str, options: argparse.Namespace, batch: int, **training: Any) 
     """As many iterations as the budget buys; a progressive ladder shares it among its stages."""
     iterations = max(1, options.budget // CATALOG[method].cost // (2 if method == "progressive" else 1))
     own = {"features": FEATURES} if options.domain == "mixtures" and "features" in CATALOG[method].choices else {}
+    if options.domain == "shapes":
+        training["warmup"] = min(50, iterations // 10)
+        if not CATALOG[method].jvp:  # a derivative is neither compiled nor to be had in bfloat16
+            training |= {"precision": "bf16", "compile": True}
     return Rung(method, iterations, options.batch or batch, options=own, training=training)
 
 
@@ -215,10 +219,8 @@ class Known:
 def taught(teacher: Any, asked: Any, rungs: list[Rung], steps: int, seed: int, run: Path) -> Row:
     start = time.perf_counter()
     prompts = [prompt for prompt, _ in asked.prompts(2000, seed)]
-    shared = run.parent / f"paths-{seed}"
-    job = Job(
-        prompts, run, steps=steps, ladder=rungs, kept_steps=8, samples=2000, paths=shared, seed=seed, show_every=0
-    )
+    paths = run.parent / f"paths-{seed}-{rungs[0].training.get('precision', 'fp32')}"
+    job = Job(prompts, run, steps=steps, ladder=rungs, kept_steps=8, samples=2000, paths=paths, seed=seed, show_every=0)
     student = fewstep.load(distill(teacher, job))
     seconds = time.perf_counter() - start
     iterations = sum(one.iterations for one in job.rungs)

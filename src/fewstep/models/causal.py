@@ -49,7 +49,6 @@ class Causal:
         self._patch = patch_of(getattr(transformer, "config", {}), 3)
         if chunks.size % self._patch[0]:
             raise InputError(bad_value("chunk", "a causal student", f"a multiple of {self._patch[0]}", chunks.size))
-        self._window: Window | None = None
         for path, module in transformer.named_modules():
             if path.rpartition(".")[2] == self._facts.attention:
                 if attention_of(module) is None:
@@ -70,14 +69,14 @@ class Causal:
         With `keep` the call's first so many frames are a chunk as it came out, and the window holds it afterwards; the
         frames behind them, if any, are the next chunk, which sees it there: two calls in one.
         """
-        before, self.doing, self._window = self.doing, Remembering(window, self.clip, keep), window
+        before, self.doing = self.doing, Remembering(window, self.clip, keep)
         window.begin()
         try:
             yield
             if keep:
                 window.advance(keep)
         finally:
-            self.doing, self._window = before, None
+            self.doing = before
 
     @contextmanager
     def beside(self) -> Iterator[None]:
@@ -113,23 +112,20 @@ class Causal:
         if isinstance(self.doing, Beside):
             half = args[0][..., : args[0].shape[-3] // 2, :, :]
             return tuple(torch.cat([part, part], 1) for part in type(rope).forward(rope, half))
-        window, doing = self._window, self.doing
-        if window is None or not isinstance(doing, Remembering):
+        if not isinstance(self.doing, Remembering):
             return rotations
+        window, places = self.doing.window, self.doing.places()
         if window.back is None:
             window.back = _turned(rope, args[0], window.chunks.size, self._patch)
-        places = doing.places()
         if places == [(0, self.clip.frames)]:
             return rotations
-        frames = max(place + frames for place, frames in places) * self._patch[0]
+        frames = max(place + n for place, n in places) * self._patch[0]
         longer = args[0][..., :1, :, :].expand(*args[0].shape[:-3], frames, *args[0].shape[-2:])
         tokens = self.clip.tokens
+        tables = type(rope).forward(rope, longer)
         # Copies: compiled blocks would take slices of longer and longer tables for other inputs.
         return tuple(
-            torch.cat([table[:, place * tokens : (place + n) * tokens] for place, n in places], 1).clone(
-                memory_format=torch.contiguous_format
-            )
-            for table in type(rope).forward(rope, longer)
+            torch.cat([table[:, place * tokens : (place + n) * tokens] for place, n in places], 1) for table in tables
         )
 
 
@@ -242,10 +238,10 @@ class Remembering:
 
     def places(self) -> list[tuple[int, int]]:
         """Where in the window's row of frames each chunk of the call stands, and its frames."""
-        if not self.keep:
-            return [(self.window.frames, self.clip.frames)]
-        behind = (self.window.frames_with(self.keep), self.clip.frames - self.keep)
-        return [(self.window.frames, self.keep), behind][: 1 + (behind[1] > 0)]
+        places = [(self.window.frames, self.keep or self.clip.frames)]
+        if 0 < self.keep < self.clip.frames:
+            places.append((self.window.frames_with(self.keep), self.clip.frames - self.keep))
+        return places
 
     def attend(self, slot: Slot, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, run: Run) -> Tensor:
         if not self.keep:
