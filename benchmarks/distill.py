@@ -32,6 +32,7 @@ from torch import Tensor
 
 import fewstep
 from fewstep.bench import results, solvers
+from fewstep.bench.training.read import read_run
 from fewstep.diffusion.samplers import SAMPLERS, euler, flow_times, renoise
 from fewstep.distill.catalog import CATALOG
 from fewstep.distill.data.seeds import generator
@@ -217,13 +218,12 @@ class Known:
 
 
 def taught(teacher: Any, asked: Any, rungs: list[Rung], steps: int, seed: int, run: Path) -> Row:
-    start = time.perf_counter()
     prompts = [prompt for prompt, _ in asked.prompts(2000, seed)]
     paths = run.parent / f"paths-{seed}-{rungs[0].training.get('precision', 'fp32')}"
     job = Job(prompts, run, steps=steps, ladder=rungs, kept_steps=8, samples=2000, paths=paths, seed=seed, show_every=0)
     student = fewstep.load(distill(teacher, job))
-    seconds = time.perf_counter() - start
     iterations = sum(one.iterations for one in job.rungs)
+    seconds = sum(stage.seconds for stage in read_run(run).stages)
     return {**judged(student, asked, steps), "iterations": iterations, "seconds": seconds}
 
 

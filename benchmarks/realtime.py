@@ -5,10 +5,11 @@
                                   [--served | --only-served] [--viewers 10] [--folder out/benchmarks]
 
 Each row adds one trick to those above it. Its frames a second are those of a session whose frames are taken as fast as
-they come; jitter, missed deadlines and the time to the first frame are those of a viewer at 16 frames a second, for
-`--each` seconds, and for `--seconds` in the last row. The teacher makes one clip of 17 frames at a time, in its own
-steps and in as few as the student. Accuracy: the first clip of each prompt as the task judges it, pieces of the first
-and the last five seconds, and pieces from one second after another prompt was asked for.
+they come, the median of three turns with all other rows; jitter, missed deadlines and the time to the first frame are
+those of a viewer at 16 frames a second, for `--each` seconds, and for `--seconds` in the last row. The teacher makes
+one clip of 17 frames at a time, in its own steps and in as few as the student. Accuracy: the first clip of each prompt
+as the task judges it, pieces of the first and the last five seconds, and pieces from one second after another prompt
+was asked for.
 
 `--served` goes on through the socket: `fewstep serve` runs in a process of its own, and viewers measure from the prompt
 that they send to the frame in pixels. Frames a second are those of a server whose clock is at 120, without fewer steps
@@ -27,7 +28,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from fewstep.zoo.tasks import task
 FPS, FREE = 16, 120  # frames a second: of a viewer, and as high as a server's clock goes
 STACK = ("window", "precision", "compile", "overlap", "small_decoder")  # what each row adds
 TIMES = 9  # sessions whose first frame is waited for
+TURNS, TURN = 3, 4.0  # measurements of each row, and the seconds of one
 Row = dict[str, Any]
 
 
@@ -90,12 +92,19 @@ def in_process(given: argparse.Namespace, asked: list[tuple[str, Any]]) -> list[
     stack = STACK if model.small is not None else STACK[:-1]
     prompt, last = asked[0][0], len(stack)
     teachers = [teacher(given.teacher, asked, steps) for steps in (None, model.steps)]
-    live = [row(model, prompt, stack, n, given.each if n < last else given.seconds) for n in range(last + 1)]
-    fewer = [few(model, prompt, steps, given.each) for steps in (2, 1) if steps < model.steps]
+    trials = [trial(stack, n, model.steps) for n in range(last + 1)]
+    trials += [few(steps) for steps in (2, 1) if steps < model.steps]
+    made = in_turns(model, prompt, [one.options for one in trials])
+    live = []
+    for i, (one, rates) in enumerate(zip(trials, made, strict=True)):
+        seconds = given.seconds if i == last else given.each
+        seen: Watched = watch(Session(model, prompt, fps=FPS, seed=0, **one.options), seconds)
+        row = {"kind": one.kind, "trick": one.trick, "made": statistics.median(rates), "all": {"made": rates}}
+        live.append(row | asdict(seen))
     # Another prompt cuts, as the server does it: no student so far has learnt to go over from one to the next.
     quality = kept(model, asked, seconds=given.seconds, fps=FPS, off=("adapt",))
     accuracy = {"kind": "accuracy", "accuracy of": given.model, **asdict(quality), "drift": drift(quality)}
-    return [*teachers, *live, *fewer, accuracy]
+    return [*teachers, *live, accuracy]
 
 
 def teacher(name: str, asked: list[tuple[str, Any]], steps: int | None) -> Row:
@@ -114,20 +123,31 @@ def teacher(name: str, asked: list[tuple[str, Any]], steps: int | None) -> Row:
     return {"kind": "teacher", "trick": in_steps(len(pipe.scheduler.timesteps)), "made": made, "accuracy": mean(right)}
 
 
-def row(model: LiveModel, prompt: str, stack: Sequence[str], tricks: int, seconds: float) -> Row:
+@dataclass(frozen=True)
+class Trial:
+    """A row to measure, and what its sessions are told."""
+
+    kind: str
+    trick: str
+    options: dict[str, Any]
+
+
+def trial(stack: Sequence[str], tricks: int, steps: int) -> Trial:
     """The first so many of the stack on, the others off."""
-    trick = f"+ {stack[tricks - 1]}" if tricks else f"none: {in_steps(model.steps)}, float32"
-    return {"kind": "stack", "trick": trick, **measured(model, prompt, seconds, off=(*stack[tricks:], "adapt"))}
+    trick = f"+ {stack[tricks - 1]}" if tricks else f"none: {in_steps(steps)}, float32"
+    return Trial("stack", trick, {"off": (*stack[tricks:], "adapt")})
 
 
-def few(model: LiveModel, prompt: str, steps: int, seconds: float) -> Row:
-    return {"kind": "fewer", "trick": in_steps(steps), **measured(model, prompt, seconds, off=("adapt",), steps=steps)}
+def few(steps: int) -> Trial:
+    return Trial("fewer", in_steps(steps), {"off": ("adapt",), "steps": steps})
 
 
-def measured(model: LiveModel, prompt: str, seconds: float, **options: Any) -> Row:
-    made = throughput(model, prompt, 5.0, **options)  # warms up too
-    seen: Watched = watch(Session(model, prompt, fps=FPS, seed=0, **options), seconds)
-    return {"made": made, **asdict(seen)}
+def in_turns(model: LiveModel, prompt: str, trials: Sequence[dict[str, Any]]) -> list[list[float]]:
+    """Frames a second of each, measured several times in turns, after a turn in which all is compiled."""
+    for options in trials:
+        throughput(model, prompt, 0.1, **options)
+    found = [[throughput(model, prompt, TURN, **options) for options in trials] for _ in range(TURNS)]
+    return [list(rates) for rates in zip(*found, strict=True)]
 
 
 def in_steps(steps: int) -> str:
