@@ -249,7 +249,7 @@ def show_students(teacher: Any, students: Mapping[str, Path], steps: int, place:
         axes.imshow(np.concatenate(pictures, 1), interpolation="nearest")
         axes.set(xticks=[], yticks=[])
         axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-    figure.savefig(f"{place}-{steps}.png", dpi=110)
+    figure.savefig(f"{place}-{steps}.webp", dpi=110)
 
 
 def judged(pipe: Any, asked: Any, steps: int) -> Row:
