@@ -98,6 +98,7 @@ def in_process(given: argparse.Namespace, asked: list[tuple[str, Any]]) -> list[
     live = []
     for i, (one, rates) in enumerate(zip(trials, made, strict=True)):
         seconds = given.seconds if i == last else given.each
+        throughput(model, prompt, 0.1, **one.options)  # the row before may have other techniques on
         seen: Watched = watch(Session(model, prompt, fps=FPS, seed=0, **one.options), seconds)
         row = {"kind": one.kind, "trick": one.trick, "made": statistics.median(rates), "all": {"made": rates}}
         live.append(row | asdict(seen))
