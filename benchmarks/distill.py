@@ -187,7 +187,11 @@ def shapes(options: argparse.Namespace, place: Path) -> Iterator[Row]:
     for steps in options.steps:
         abouts = [{"method": method, "steps": steps, "seed": 0, "budget": budget} for method in options.methods]
         students = {about["method"]: run_of(place, about) / "student" for about in abouts}
-        show_students(teacher, {name: path for name, path in students.items() if path.exists()}, steps, place)
+        here = {method: folder for method, folder in students.items() if folder.exists()}
+        if missing := students.keys() - here.keys():
+            print(f"Not drawn in {steps} steps, since another run has the students: {', '.join(sorted(missing))}.")
+        if here:
+            show_students(teacher, here, steps, place)
 
 
 def run_of(place: Path, about: Row) -> Path:

@@ -144,9 +144,7 @@ def few(steps: int) -> Trial:
 
 
 def in_turns(model: LiveModel, prompt: str, trials: Sequence[dict[str, Any]]) -> list[list[float]]:
-    """Frames a second of each, measured several times in turns, after a turn in which all is compiled."""
-    for options in trials:
-        throughput(model, prompt, 0.1, **options)
+    """Frames a second of each, measured several times in turns; what is compiled is so before `throughput` counts."""
     found = [[throughput(model, prompt, TURN, **options) for options in trials] for _ in range(TURNS)]
     return [list(rates) for rates in zip(*found, strict=True)]
 
