@@ -18,7 +18,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from fewstep.distill.job import Job, Rung
 from fewstep.distill.ladder import Domain, Ladder
 from fewstep.distill.mixtures import MixtureTask, ring
 from fewstep.distill.run import distill
+from fewstep.distill.watching import grid
 from fewstep.files import read_json, write_json
 from fewstep.zoo.evaluate import evaluate, generate
 from fewstep.zoo.tasks import task
@@ -156,8 +157,8 @@ def best_solver(exact: MixtureTask, teacher: Network, noise: Tensor, steps: int,
 def picture(drawn: dict[str, Tensor], methods: Sequence[str], steps: Sequence[int], path: Path) -> None:
     """A panel for each method and number of steps: the points of the last seed."""
     figure = Figure(figsize=(1.6 * len(steps), 1.6 * len(methods)), layout="constrained")
-    grid = figure.subplots(len(methods), len(steps), squeeze=False)
-    for row, method in zip(grid, methods, strict=True):
+    panels = figure.subplots(len(methods), len(steps), squeeze=False)
+    for row, method in zip(panels, methods, strict=True):
         for axes, count in zip(row, steps, strict=True):
             x, y = drawn[f"{method} {count}"][:SHOWN].T
             axes.scatter(x, y, s=1, color="#2a6f97")
@@ -241,19 +242,15 @@ def best_solved(teacher: str, asked: Any, steps: int) -> Row:
 
 
 def show_students(teacher: Any, students: Mapping[str, Path], steps: int, place: Path) -> None:
-    """A row of pictures for the teacher and each student: the same prompts and the same noise."""
+    """A column of pictures for the teacher and each student: the same prompts and the same noise."""
     prompts = [prompt for prompt, _ in task("shapes").prompts(SIDE_BY_SIDE, 1)]
-    drawn = {"teacher, 50 steps": generate(teacher, prompts, range(SIDE_BY_SIDE), show=False, num_inference_steps=50)}
+    drawn = {"teacher, 50": generate(teacher, prompts, range(SIDE_BY_SIDE), show=False, num_inference_steps=50)}
     for method, folder in students.items():
         student = fewstep.load(folder)
         drawn[method] = generate(student, prompts, range(SIDE_BY_SIDE), show=False, num_inference_steps=steps)
-    figure = Figure(figsize=(SIDE_BY_SIDE + 1.5, len(drawn)), layout="constrained")
-    grid = figure.subplots(len(drawn), 1, squeeze=False)[:, 0]
-    for axes, (name, pictures) in zip(grid, drawn.items(), strict=True):
-        axes.imshow(np.concatenate(pictures, 1), interpolation="nearest")
-        axes.set(xticks=[], yticks=[])
-        axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-    figure.savefig(f"{place}-{steps}.webp", dpi=110)
+    pictures = (255 * np.stack(list(drawn.values()), 1)).round().astype(np.uint8)
+    title = f"Students of {steps} step{'s' * (steps > 1)}: the same prompts, the same noise"
+    grid.save(replace(grid.grid_of(title, prompts, pictures), columns=tuple(drawn)), f"{place}-{steps}.png")
 
 
 def judged(pipe: Any, asked: Any, steps: int) -> Row:
