@@ -72,24 +72,21 @@ def main() -> None:
     print(results.save(name, rows))
 
 
-def rung(method: str, options: argparse.Namespace, batch: int, **training: Any) -> Rung:
+Fit = Callable[[str, int], dict[str, Any]]  # what a domain sets in the rung of a method of so many iterations
+
+
+def rung(method: str, options: argparse.Namespace, fit: Fit) -> Rung:
     """As many iterations as the budget buys; a progressive ladder shares it among its stages."""
     iterations = max(1, options.budget // CATALOG[method].cost // (2 if method == "progressive" else 1))
-    own = {"features": FEATURES} if options.domain == "mixtures" and "features" in CATALOG[method].choices else {}
-    if options.domain == "shapes":
-        training["warmup"] = min(50, iterations // 10)
-        if not CATALOG[method].jvp:  # a derivative is neither compiled nor to be had in bfloat16
-            training |= {"precision": "bf16", "compile": True}
-    return Rung(method, iterations, options.batch or batch, options=own, training=training)
+    own = Rung(method, iterations, **fit(method, iterations))
+    return replace(own, batch=options.batch or own.batch)
 
 
-def ladder(method: str, options: argparse.Namespace, batch: int, **training: Any) -> list[Rung]:
+def ladder(method: str, options: argparse.Namespace, fit: Fit) -> list[Rung]:
     """The method; before a second stage the first, for half of the budget each."""
-    own = rung(method, options, batch, **training)
-    if method != "tcm":
-        return [own]
-    halves = [rung("consistency", options, batch, **training), own]
-    return [Rung(one.method, max(1, one.iterations // 2), one.batch, training=one.training) for one in halves]
+    stages = ["consistency", method] if method == "tcm" else [method]
+    rungs = [rung(stage, options, fit) for stage in stages]
+    return [replace(one, iterations=max(1, one.iterations // len(stages))) for one in rungs]
 
 
 # Mixtures: points on a ring, with exact distances.
@@ -106,11 +103,16 @@ def mixtures(options: argparse.Namespace, place: Path) -> Iterator[Row]:
         for method in options.methods:
             for steps in options.steps:
                 run = place / f"{method}-{steps}-{seed}"
-                student = learn(teacher, ladder(method, options, 256, rate=1e-3, rates={}, ema=0.99), steps, seed, run)
+                student = learn(teacher, ladder(method, options, of_points), steps, seed, run)
                 drawn[f"{method} {steps}"] = points = sample(student, noise, steps, seed)
                 row = read_json(run / "trained.json")
                 yield {"method": method, "steps": steps, "seed": seed, "distance": exact.distance(points), **row}
     picture(drawn, options.methods, options.steps, place.with_suffix(".png"))
+
+
+def of_points(method: str, iterations: int) -> dict[str, Any]:
+    features = {"features": FEATURES} if "features" in CATALOG[method].choices else {}
+    return {"batch": 256, "options": features, "training": {"rate": 1e-3, "rates": {}, "ema": 0.99}}
 
 
 def fitted(exact: MixtureTask, place: Path, seed: int) -> Network:
@@ -183,7 +185,7 @@ def shapes(options: argparse.Namespace, place: Path) -> Iterator[Row]:
         for steps in options.steps:
             for seed in range(options.seeds):
                 about = {"method": method, "steps": steps, "seed": seed, "budget": budget}
-                run, rungs = run_of(place, about), ladder(method, options, 64)
+                run, rungs = run_of(place, about), ladder(method, options, of_pictures)
                 yield known.row(run / "row.json", about, partial(taught, teacher, asked, rungs, steps, seed, run))
     for steps in options.steps:
         abouts = [{"method": method, "steps": steps, "seed": 0, "budget": budget} for method in options.methods]
@@ -193,6 +195,13 @@ def shapes(options: argparse.Namespace, place: Path) -> Iterator[Row]:
             print(f"Not drawn in {steps} steps, since another run has the students: {', '.join(sorted(missing))}.")
         if here:
             show_students(teacher, here, steps, place)
+
+
+def of_pictures(method: str, iterations: int) -> dict[str, Any]:
+    warmup = {"warmup": min(50, iterations // 10)}
+    if CATALOG[method].jvp:  # a derivative is neither compiled nor to be had in bfloat16
+        return {"batch": 64, "training": warmup}
+    return {"batch": 64, "training": warmup | {"precision": "bf16", "compile": True}}
 
 
 def run_of(place: Path, about: Row) -> Path:

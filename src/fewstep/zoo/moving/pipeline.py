@@ -8,12 +8,11 @@ it is.
 from __future__ import annotations
 
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
-from torch import nn
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from fewstep.zoo.moving.scenes import FRAMES, vocabulary
 from fewstep.zoo.shapes.scenes import IMAGE_SIZE
-from fewstep.zoo.words import word_tokenizer
+from fewstep.zoo.words import small_t5, word_tokenizer
 
 PROMPT_TOKENS = 24
 LATENT_CHANNELS = 24
@@ -56,26 +55,7 @@ def build_vae() -> AutoencoderKLWan:
 
 
 def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
-    """Its attention starts out by looking at places: see `fewstep.zoo.shapes.pipeline.build_text_encoder_2`."""
-    model = UMT5EncoderModel(
-        UMT5Config(
-            vocab_size=vocab_size,
-            d_model=128,
-            d_kv=32,
-            d_ff=256,
-            num_layers=3,
-            num_heads=4,
-            relative_attention_num_buckets=16,
-            relative_attention_max_distance=PROMPT_TOKENS,
-            dropout_rate=0.0,
-            feed_forward_proj="gated-gelu",
-            pad_token_id=0,
-            eos_token_id=1,
-        )
-    )
-    for block in model.encoder.block:
-        nn.init.normal_(block.layer[0].SelfAttention.relative_attention_bias.weight, std=2.0)
-    return model
+    return small_t5(UMT5EncoderModel, vocab_size, PROMPT_TOKENS)
 
 
 def build_transformer() -> WanTransformer3DModel:

@@ -8,11 +8,10 @@ text tokens (from a small T5 encoder) and one pooled vector (from a small CLIP).
 from __future__ import annotations
 
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5EncoderModel
 
 from fewstep.zoo.shapes.scenes import IMAGE_SIZE, vocabulary
-from fewstep.zoo.words import word_tokenizer
+from fewstep.zoo.words import small_t5, word_tokenizer
 
 PROMPT_TOKENS = 24
 LATENT_CHANNELS = 12
@@ -64,26 +63,7 @@ def build_text_encoder(vocab_size: int) -> CLIPTextModel:
 
 
 def build_text_encoder_2(vocab_size: int) -> T5EncoderModel:
-    """Its attention starts out by looking at places: as T5 begins, all but blind to them, it learns four times slower
-    which words belong together, if at all."""
-    model = T5EncoderModel(
-        T5Config(
-            vocab_size=vocab_size,
-            d_model=128,
-            d_kv=32,
-            d_ff=256,
-            num_layers=3,
-            num_heads=4,
-            relative_attention_num_buckets=16,
-            relative_attention_max_distance=PROMPT_TOKENS,
-            dropout_rate=0.0,
-            feed_forward_proj="gated-gelu",
-            pad_token_id=0,
-            eos_token_id=1,
-        )
-    )
-    nn.init.normal_(model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight, std=2.0)
-    return model
+    return small_t5(T5EncoderModel, vocab_size, PROMPT_TOKENS)
 
 
 def build_transformer() -> FluxTransformer2DModel:
