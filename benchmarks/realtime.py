@@ -4,12 +4,13 @@
                                   [--seconds 60] [--each 10] [--prompts 16]
                                   [--served | --only-served] [--viewers 10] [--folder out/benchmarks]
 
-Each row adds one trick to those above it. Its frames a second are those of a session whose frames are taken as fast as
-they come, the median of three turns with all other rows; jitter, missed deadlines and the time to the first frame are
-those of a viewer at 16 frames a second, for `--each` seconds, and for `--seconds` in the last row. The teacher makes
-one clip of 17 frames at a time, in its own steps and in as few as the student. Accuracy: the first clip of each prompt
-as the task judges it, pieces of the first and the last five seconds, and pieces from one second after another prompt
-was asked for.
+Each row adds one trick to those above it; the last ones do less work with all of them: only what moves after a chunk's
+first step (`regions`), or fewer steps. Frames a second are those of a session whose frames are taken as fast as they
+come, the median of three turns with all other rows; jitter, missed deadlines and the time to the first frame are those
+of a viewer at 16 frames a second, for `--each` seconds, and for `--seconds` where all tricks are on. The teacher makes
+one clip of 17 frames at a time, in its own steps and in as few as the student. Accuracy, with all tricks and with less
+work: the first clip of each prompt as the task judges it, pieces of the first and the last five seconds, and pieces
+from one second after another prompt was asked for.
 
 `--served` goes on through the socket: `fewstep serve` runs in a process of its own, and viewers measure from the prompt
 that they send to the frame in pixels. Frames a second are those of a server whose clock is at 120, without fewer steps
@@ -43,6 +44,7 @@ from fewstep.bench.process import serving
 from fewstep.bench.report import live as picture
 from fewstep.machine import keep_freed_memory
 from fewstep.realtime import LiveModel, Session
+from fewstep.realtime.tricks import ADAPT, REGIONS
 from fewstep.techniques import Compile, Precision
 from fewstep.zoo.evaluate import generate
 from fewstep.zoo.tasks import task
@@ -93,7 +95,8 @@ def in_process(given: argparse.Namespace, asked: list[tuple[str, Any]]) -> list[
     prompt, last = asked[0][0], len(stack)
     teachers = [teacher(given.teacher, asked, steps) for steps in (None, model.steps)]
     trials = [trial(stack, n, model.steps) for n in range(last + 1)]
-    trials += [few(steps) for steps in (2, 1) if steps < model.steps]
+    less = less_work(model)
+    trials += less
     made = in_turns(model, prompt, [one.options for one in trials])
     live = []
     for i, (one, rates) in enumerate(zip(trials, made, strict=True)):
@@ -102,10 +105,16 @@ def in_process(given: argparse.Namespace, asked: list[tuple[str, Any]]) -> list[
         seen: Watched = watch(Session(model, prompt, fps=FPS, seed=0, **one.options), seconds)
         row = {"kind": one.kind, "trick": one.trick, "made": statistics.median(rates), "all": {"made": rates}}
         live.append(row | asdict(seen))
-    # Another prompt cuts, as the server does it: no student so far has learnt to go over from one to the next.
-    quality = kept(model, asked, seconds=given.seconds, fps=FPS, off=("adapt",))
-    accuracy = {"kind": "accuracy", "accuracy of": given.model, **asdict(quality), "drift": drift(quality)}
-    return [*teachers, *live, accuracy]
+    judged = [accuracy(model, asked, given.seconds, one) for one in (trials[last], *less)]
+    return [*teachers, *live, *judged]
+
+
+def accuracy(model: LiveModel, asked: list[tuple[str, Any]], seconds: float, one: Trial) -> Row:
+    """How well a row's sessions answer. Another prompt cuts, as the server does it: no student so far has learnt to go
+    over from one to the next."""
+    quality = kept(model, asked, seconds=seconds, fps=FPS, **one.options)
+    trick = one.trick if one.kind == "fewer" else in_steps(model.steps)
+    return {"kind": "accuracy", "trick": trick, **asdict(quality), "drift": drift(quality)}
 
 
 def teacher(name: str, asked: list[tuple[str, Any]], steps: int | None) -> Row:
@@ -136,11 +145,15 @@ class Trial:
 def trial(stack: Sequence[str], tricks: int, steps: int) -> Trial:
     """The first so many of the stack on, the others off."""
     trick = f"+ {stack[tricks - 1]}" if tricks else f"none: {in_steps(steps)}, float32"
-    return Trial("stack", trick, {"off": (*stack[tricks:], "adapt")})
+    return Trial("stack", trick, {"off": (*stack[tricks:], ADAPT)})
 
 
-def few(steps: int) -> Trial:
-    return Trial("fewer", in_steps(steps), {"off": ("adapt",), "steps": steps})
+def less_work(model: LiveModel) -> list[Trial]:
+    """All tricks, and less work for each chunk: the levels to which a session goes down where time runs short."""
+    whole = {"off": (ADAPT,)}
+    parts = [Trial("fewer", f"{in_steps(model.steps)}, + {REGIONS}", whole | {"on": (REGIONS,)})]
+    few = [Trial("fewer", in_steps(steps), whole | {"steps": steps}) for steps in (2, 1) if steps < model.steps]
+    return (parts if REGIONS in model.tricks else []) + few
 
 
 def in_turns(model: LiveModel, prompt: str, trials: Sequence[dict[str, Any]]) -> list[list[float]]:
@@ -205,11 +218,17 @@ def show(rows: list[Row]) -> None:
         figures = [form.format(one[name]) if name in one else "" for name, form in columns.items()]
         table.add_row(one["kind"], one["trick"], *figures)
     Console(width=170).print(table)
+    right = {row["trick"]: row["accuracy"] for row in rows if row["kind"] == "teacher"}
+    if right:
+        print("accuracy of the teacher's clips: " + told(right))
     for one in rows:
         if one["kind"] == "accuracy":
             shares = {name: share for name, share in one.items() if isinstance(share, float)}
-            shares |= {f"teacher, {row['trick']}": row["accuracy"] for row in rows if row["kind"] == "teacher"}
-            print("accuracy: " + ", ".join(f"{name} {share:.2f}" for name, share in shares.items()))
+            print(f"accuracy, {one['trick']}: {told(shares)}")
+
+
+def told(shares: dict[str, float]) -> str:
+    return ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,6 +59,16 @@ def test_levels_are_steps_and_then_a_slower_clock() -> None:
     assert [one.steps for one in levels(6, 16)] == [6, 3, 1, 1, 1]
     assert [(one.steps, one.fps) for one in levels(2, 16, slowest=1)] == [(2, 16), (1, 16)]
     assert str(Level(1, 8.0)) == "1 step at 8 frames a second"
+
+
+@given(st.integers(1, 16), st.sampled_from([0.25, 0.5]))
+def test_no_level_is_more_work_than_the_one_before(steps: int, share: float) -> None:
+    found = levels(steps, 16, share=share)
+    assert all(before.work >= after.work for before, after in pairwise(found))
+    assert found[0] == Level(steps, 16)
+    assert (Level(steps, 16, share) in found) == (steps > 1)
+    assert [one for one in found if one.share == 1] == levels(steps, 16)
+    assert str(Level(4, 16, share)) == "4 steps of what moves at 16 frames a second"
 
 
 def test_the_controller_takes_fewer_steps_under_load_and_more_when_there_is_room() -> None:

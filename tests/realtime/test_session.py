@@ -121,7 +121,8 @@ def test_tricks_are_switched_and_unknown_ones_named() -> None:
     model = live_model(Precision())
     dtype = model.pipe.transformer.blocks[0].attn1.to_q.weight.dtype
     with Session(model, "a red ring", seed=0, paced=False) as session:
-        assert session.tricks == {"window": True, "overlap": True, "adapt": True, "precision": True}
+        own = {"window": True, "overlap": True, "regions": False, "adapt": True}
+        assert session.tricks == {**own, "precision": True}
         assert model.pipe.transformer.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
         stream = iter(session)
         next(stream)
@@ -154,12 +155,14 @@ def test_compiled_blocks_are_one_graph_whatever_the_window_holds() -> None:
     model = live_model(Compile())
     with no_codegen(), Session(model, "a red ring", seed=3, paced=False, off=("adapt",)) as session:
         stream = iter(session)
-        made = [chunk.frames for chunk in islice(stream, 2)]
+        made = [next(stream).frames]
         facts = model.engaged["compile"].facts
         graphs = facts["graphs"]
-        made += [chunk.frames for chunk in islice(stream, 5)]
-    # Of a chunk, of a chunk behind the one before it, and of the whole clip with which a prompt is read.
-    assert facts["graphs"] == graphs <= 3
+        made += [chunk.frames for chunk in islice(stream, 6)]
+        session.switch("regions", True)
+        assert next(chunk for chunk in stream if chunk.work["share"] == 0.5).frames.any()
+    # Of a chunk, of a part of it, of one behind the one before it, and of the whole clip with which a prompt is read.
+    assert facts["graphs"] == graphs <= 4
     alone = frames(live_model(), 7)
     assert np.abs(np.concatenate(made).astype(int) - alone.astype(int)).max() <= 1
 

@@ -35,12 +35,12 @@ class NotSparse(FewstepError):
 class Sparse:
     """The blocks of one denoiser, which run on some tokens where `run` is told so."""
 
-    def __init__(self, lists: list[BlockList]) -> None:
+    def __init__(self, lists: list[BlockList], layouts: dict[str, Layout] | None = None) -> None:
         self._lists = lists
         self._redirected: list[Callable[[], None]] = []
         self._gateways: list[Gateway] = []
         self.doing: Pass | None = None
-        self.layouts: dict[str, Layout] = {}  # of each list, once learned
+        self.layouts = layouts or {}  # of each list, by its path; learned where nobody knows them
         self.tokens = 0  # of the picture, when that was learned
         self.alike = False  # the samples of a batch share what is given for each token: they need the same rows
 

@@ -21,7 +21,9 @@ from fewstep.models.manifest import Manifest, manifest_of
 from fewstep.models.model import Model
 from fewstep.models.trace import TracedDenoiser, trace
 from fewstep.realtime.decode import SmallStream, Stream, StreamDecoder, check_streams
-from fewstep.techniques import Engaged, Technique
+from fewstep.realtime.regions import Parts
+from fewstep.realtime.tricks import tricks_of
+from fewstep.techniques import Engaged, Parallel, Technique
 from fewstep.techniques.parallel.processes import Peers
 
 EXAMPLE = "a"  # a prompt to trace with
@@ -40,7 +42,9 @@ class LiveModel:
         manifest: the student's.
         techniques: that can be put on it while sessions run, by name (`precision`, `compile`).
         small: a small decoder; None without one.
+        parts: of its denoiser, which can be computed alone; None where processes share them.
         changes: how often other techniques were put on.
+        warm_since: the one of these since which all is compiled; see `warm`.
         peers: the other processes that share it, where it does what several of them repeat; see `peers.together`.
     """
 
@@ -50,9 +54,11 @@ class LiveModel:
     manifest: Manifest
     techniques: dict[str, Technique] = field(default_factory=dict)
     small: nn.Module | None = None
+    parts: Parts | None = None
     lock: Any = field(default_factory=threading.RLock)
     decoding: Any = field(default_factory=threading.RLock)
     changes: int = 0
+    warm_since: int | None = None
     peers: Peers | None = None
     _on: Accelerated | None = None
     _conditions: dict[str, Any] = field(default_factory=dict)
@@ -78,8 +84,9 @@ class LiveModel:
         call: dict[str, Any] = {"prompt": EXAMPLE, **manifest.call, "num_inference_steps": 4}
         with torch.no_grad():
             denoiser = trace(pipe, **call)
-        own = decoder_beside(pipe) if small is None else small
-        return cls(pipe, denoiser, causal, manifest, {one.name: one for one in techniques}, own)
+        own, named = decoder_beside(pipe) if small is None else small, {one.name: one for one in techniques}
+        parts = None if Parallel.name in named else Parts.of(model)
+        return cls(pipe, denoiser, causal, manifest, named, own, parts)
 
     @property
     def device(self) -> torch.device:
@@ -155,6 +162,11 @@ class LiveModel:
 
     def _told(self, what: str, *given: Any) -> AbstractContextManager[None]:
         return nullcontext() if self.peers is None else self.peers.told(what, *given)
+
+    @property
+    def tricks(self) -> dict[str, str]:
+        """What a session of it can switch, and what that does, beside its techniques."""
+        return tricks_of(self.small is not None, self.techniques)
 
     @property
     def engaged(self) -> dict[str, Engaged]:

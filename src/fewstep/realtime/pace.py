@@ -18,20 +18,31 @@ SLOWEST = 4  # to which part a clock is slowed down
 
 @dataclass(frozen=True)
 class Level:
-    """What chunks may cost: steps, and how many frames a second there are."""
+    """What chunks may cost: steps, how many frames a second there are, and the share of the tokens that is computed
+    after the first step."""
 
     steps: int
     fps: float
+    share: float = 1.0
+
+    @property
+    def work(self) -> float:
+        """Whole calls a second, but for a factor."""
+        return self.fps * (1 + (self.steps - 1) * self.share)
 
     def __str__(self) -> str:
-        return f"{self.steps} step{'s' * (self.steps != 1)} at {self.fps:g} frames a second"
+        part = " of what moves" if self.share < 1 else ""
+        return f"{self.steps} step{'s' * (self.steps != 1)}{part} at {self.fps:g} frames a second"
 
 
-def levels(steps: int, fps: float, slowest: int = SLOWEST) -> list[Level]:
-    """From all the steps down to one, by halves; then with a clock down to one part in so many, by halves."""
+def levels(steps: int, fps: float, slowest: int = SLOWEST, share: float = 1.0) -> list[Level]:
+    """From all the steps down to one, by halves, each with all the tokens and with a share of them; then with a clock
+    down to one part in so many, by halves. The work falls."""
     halves = [steps >> i for i in range(steps.bit_length())]
     slower = [fps / 2**i for i in range(1, slowest.bit_length())]
-    return [*(Level(n, fps) for n in halves), *(Level(1, slow) for slow in slower)]
+    parts = [Level(n, fps, share) for n in halves if n > 1 and share < 1]
+    falling = sorted([*(Level(n, fps) for n in halves), *parts], key=lambda level: -level.work)
+    return [*falling, *(Level(1, slow) for slow in slower)]
 
 
 @dataclass
@@ -133,8 +144,7 @@ class Controller:
 
     def _with_more(self) -> float:
         """The load of the level above: a chunk's time, its steps' and its decoding's, grows at most in proportion."""
-        above = self.levels[self.level - 1]
-        return self.load * above.steps * above.fps / (self.now.steps * self.now.fps)
+        return self.load * self.levels[self.level - 1].work / self.now.work
 
     def _go(self, chunk: int, level: int) -> None:
         before, self.level, self._calm = self.now, level, 0

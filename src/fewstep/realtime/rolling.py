@@ -7,6 +7,7 @@ a chunk are n calls.
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from fewstep.diffusion.samplers import euler, renoise
 from fewstep.diffusion.schedule import Schedule, Time
 from fewstep.models.window import Window
 from fewstep.realtime.model import LiveModel
+from fewstep.realtime.regions import Moving
 
 OnPrompt = Literal["recache", "cut"]
 
@@ -26,18 +28,25 @@ class Rolling:
     Attributes:
         prompt, cond: what the next chunk is told; set by `turn`.
         cached: keys and values of the past are kept; without, the past is computed anew for every chunk.
+        share: of a chunk's tokens, those that are computed after its first step once the window is full; see `regions`.
     """
 
     def __init__(self, model: LiveModel, prompt: str, seed: int) -> None:
-        self.model, self.cond, self.cached = model, model.condition(prompt), True
+        self.model, self.cond, self.cached, self.share = model, model.condition(prompt), True, 1.0
         self._generator = torch.Generator().manual_seed(seed)
         self.prompt, self._changes = prompt, model.changes
         self._window, self._past = Window(model.causal.chunks), deque[Tensor](maxlen=self._most())
         self._unread: Tensor | None = None  # the newest of the past, where the window does not hold it yet
+        self._moving: Moving | None = None  # of the chunk in the making, where not all of it is computed
 
     @property
     def window_bytes(self) -> int:
         return self._window.bytes
+
+    @property
+    def full(self) -> bool:
+        """Whether the past is as long as a chunk can see; where that has no end, whether there is any."""
+        return len(self._past) == self._most() if self._past.maxlen is not None else bool(self._past)
 
     @torch.no_grad()
     def chunk(self, steps: int) -> Tensor:
@@ -49,6 +58,7 @@ class Rolling:
         model, opens = self.model, not self._past
         times = model.opening(steps) if opens else model.times(steps)
         noise = model.noise(self._generator)
+        self._moving = self._begun(steps)
         if self._changes != model.changes:
             self._changes = model.changes
             self.cond = model.condition(self.prompt)
@@ -59,6 +69,7 @@ class Rolling:
             x0 = renoise(self, noise, times, self.cond, generator=self._generator)
         else:
             x0 = euler(self, noise, times, self.cond)
+        self._moving = None
         self._past.append(x0)
         self._unread = x0 if self._past else None
         return x0
@@ -69,6 +80,19 @@ class Rolling:
 
     def __call__(self, x_t: Tensor, t: Time, cond: Any = None) -> Tensor:
         """The model's prediction for a chunk x_t after all of the past."""
+        if self._moving is None:
+            return self._predict(x_t, t, cond)
+        return self._moving(partial(self._predict, x_t, t, cond), x_t, t)
+
+    def _begun(self, steps: int) -> Moving | None:
+        """The calls of the next chunk, held against the last frame of the one before; None: all is computed."""
+        if self.share == 1 or steps == 1 or not self._past or not self.full:
+            return None
+        before = self._past[-1]
+        assert self.model.parts is not None
+        return Moving(self.model.parts, self.schedule, before[:, :, -1:].expand_as(before), self.share)
+
+    def _predict(self, x_t: Tensor, t: Time, cond: Any) -> Tensor:
         model, known, self._unread = self.model, self._unread, None
         if known is None:
             with model.causal.after(self._window):

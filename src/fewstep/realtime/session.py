@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, Full, Queue
 from typing import Any, get_args
 
@@ -29,16 +29,12 @@ from fewstep.realtime.decode import Frames, Stream, to_bytes
 from fewstep.realtime.model import LiveModel
 from fewstep.realtime.pace import SLOWEST, Controller, FrameClock, Level, levels
 from fewstep.realtime.peers import stream
+from fewstep.realtime.regions import SHARE
 from fewstep.realtime.rolling import OnPrompt
+from fewstep.realtime.tricks import ADAPT, OFF, OVERLAP, REGIONS, SMALL, WINDOW
+from fewstep.realtime.warm import warm
 
 AHEAD = 3  # chunks that are made before they are due, and as many wait for a viewer
-SMALL = "small_decoder"
-OWN = {
-    "window": "Keys and values of the past are kept, not computed anew for every chunk.",
-    "overlap": "A chunk is decoded while the next one is denoised.",
-    SMALL: "A small decoder that was distilled from the VAE draws the frames.",
-    "adapt": "Fewer steps when time runs short, then fewer frames a second; more again when there is enough.",
-}
 POLL = 0.05  # seconds between looks at whether the session was closed
 
 
@@ -51,8 +47,8 @@ class Chunk:
         index: of the first of them since the session began.
         prompt: what they show.
         due: seconds after the session's first frame at which the first of them is to be shown.
-        work: what they cost: steps, milliseconds of denoising and decoding, megabytes of the window; and `fps`, the
-            frames a second that they are to be shown at.
+        work: what they cost: steps, the share of the tokens after the first of them, milliseconds of denoising and
+            decoding, megabytes of the window; and `fps`, the frames a second that they are to be shown at.
     """
 
     frames: Frames
@@ -128,7 +124,8 @@ class Session:
         seed: of the noise.
         steps: of a chunk, at most; None: those that the student was made for.
         on_prompt: what another prompt does to the past; see `Rolling.turn`.
-        off: tricks that are off at the start; those of the model's techniques are on or off for all of its sessions.
+        off, on: tricks that are off at the start, and that are on though they otherwise would not be (`regions`). Those
+            of the model's techniques are on or off for all of its sessions.
         paced: work is done when it is due. Otherwise as fast as frames are taken, and none is dropped.
 
     Raises:
@@ -145,6 +142,7 @@ class Session:
         steps: int | None = None,
         on_prompt: OnPrompt = "cut",
         off: Collection[str] = (),
+        on: Collection[str] = (),
         paced: bool = True,
     ) -> None:
         self.model = model if isinstance(model, LiveModel) else LiveModel.of(model)
@@ -154,14 +152,13 @@ class Session:
         self.model.times(most)
         self.fps, self._paced, self._on_prompt = fps, paced, on_prompt
         slowest = SLOWEST if paced else 1  # without a clock there is none to slow down
-        self._controller = Controller(levels(most, fps, slowest))
+        self._controller = Controller(levels(most, fps, slowest, 1.0 if self.model.parts is None else SHARE))
         self._frames = self.model.causal.chunks.size * self.model.frames_per_latent  # of a chunk
         self._clock = FrameClock(fps, held=self._frames)
-        own = [name for name in OWN if name != SMALL or self.model.small is not None]
-        self._tricks = dict.fromkeys((*own, *self.model.techniques), True)
-        for name in off:
+        self._tricks = {name: name not in OFF for name in (*self.model.tricks, *self.model.techniques)}
+        for name in (*off, *on):
             self._known(name)
-            self._tricks[name] = False
+            self._tricks[name] = name in on
         self._put_on()
         self._prompt = prompt
         self._turn: str | None = None
@@ -278,7 +275,7 @@ class Session:
             if self._closed.is_set():
                 return
             made = self._denoise()
-            if self._tricks["overlap"]:
+            if self._tricks[OVERLAP]:
                 self._hand_over(made)
             else:
                 self._deliver(made)
@@ -295,7 +292,8 @@ class Session:
     @property
     def _level(self) -> Level:
         """What the next chunk may cost."""
-        return self._controller.now if self._tricks["adapt"] else self._controller.levels[0]
+        level = self._controller.now if self._tricks[ADAPT] else self._controller.levels[0]
+        return replace(level, share=SHARE) if self._tricks.get(REGIONS) and level.steps > 1 else level
 
     def _wait(self) -> None:
         """Until the next chunk's work is due; unpaced, until there is room for it."""
@@ -310,6 +308,7 @@ class Session:
             self._changed.wait_for(lambda: len(self._chunks) < AHEAD or self._closed.is_set())
 
     def _denoise(self) -> _Made:
+        warm(self.model, self._prompt)
         turn, self._turn = self._turn, None
         started, counts = time.monotonic(), self._counts
         level = self._level
@@ -320,7 +319,7 @@ class Session:
                 self._prompt = turn
                 cut = cut or self._on_prompt == "cut"
                 self._rolling.turn(turn, self._on_prompt)
-            self._rolling.cached = self._tricks["window"]
+            self._rolling.cached, self._rolling.share = self._tricks[WINDOW], level.share
             latents = self._rolling.chunk(level.steps)
             finish(self.model.device)  # so that it is this chunk's time which is measured
         frames = self.model.frames_per_latent * (latents.shape[2] - cut) + cut
@@ -352,7 +351,7 @@ class Session:
             frames = to_bytes(self._chosen(made.cut)(made.latents))
         now = time.monotonic()
         decode, counts, has = now - started, self._counts, len(frames) / made.level.fps
-        spent = max(made.denoise, decode) if self._tricks["overlap"] else made.denoise + decode
+        spent = max(made.denoise, decode) if self._tricks[OVERLAP] else made.denoise + decode
         counts.first = now - self._began if counts.first is None else counts.first
         counts.frames, counts.steps, counts.window = made.index + len(frames), made.level.steps, made.window
         counts.chunks += 1
@@ -362,6 +361,7 @@ class Session:
             self._controller.heard(counts.chunks, spent, has)
         work: dict[str, float | int | str] = {
             "steps": made.level.steps,
+            "share": made.level.share,
             "fps": made.level.fps,
             "denoise_ms": round(1000 * made.denoise, 1),
             "decode_ms": round(1000 * decode, 1),

@@ -19,7 +19,8 @@ from fewstep.errors import InputError
 from fewstep.machine import Machine, compute_with
 from fewstep.models.load import SMALL_DECODER, resolve
 from fewstep.realtime import LiveModel, Session
-from fewstep.realtime.session import OWN, SMALL, Chunk
+from fewstep.realtime.session import Chunk
+from fewstep.realtime.tricks import tricks_of
 from fewstep.server.config import ModelEntry
 from fewstep.server.live import Busy, Figures
 from fewstep.techniques import Technique
@@ -67,7 +68,7 @@ class LiveStudio:
     def tricks(self) -> Mapping[str, str]:
         # Told before the model is loaded; its sessions have the decoder where its folder has one (`decoder_beside`).
         small = (Path(resolve(self.entry.model)) / SMALL_DECODER).is_dir()
-        own = {name: says for name, says in OWN.items() if small or name != SMALL}
+        own = tricks_of(small, [one.name for one in self.techniques])
         return {**own, **{one.name: HELP.get(one.name) or _says(one) for one in self.techniques}}
 
     def open(self, prompt: str, *, seed: int | None) -> LiveSession:

@@ -34,7 +34,7 @@ class Group:
 GROUPS = (
     Group("teacher", "The teacher, a clip at a time", "#9aa5b1"),
     Group("stack", "The causal student, live: one trick more in each row", "#0f7c70", grows=True),
-    Group("fewer", "All of them, in fewer steps", "#d9922e"),
+    Group("fewer", "All of them, and less work for each chunk", "#d9922e"),
     Group("served", "All of them, through the server's socket", "#7b8fb5"),
 )
 

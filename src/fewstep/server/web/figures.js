@@ -12,7 +12,7 @@ export const FIGURES = [
   { name: "Made to shown", unit: "ms", value: (all) => (all.player.ages.length ? mean(all.player.ages) + all.trip / 2 : NaN), hint: (all) => `${number(all.trip / 2, 1)} ms of it on the way` },
   { name: "Jitter", unit: "ms", digits: 1, value: (all) => all.player.jitter, hint: (all) => `${number(all.live.jitter_ms, 1)} ms at the model` },
   { name: "Missed deadlines", value: (all) => all.live.missed, hint: (all) => `${all.player.late} late here, ${(all.viewer.dropped ?? 0) + all.player.skipped} dropped` },
-  { name: "Steps", value: (all) => all.work.steps ?? all.live.steps, hint: (all) => `${number(all.work.denoise_ms)} ms, decoding ${number(all.work.decode_ms)}` },
+  { name: "Steps", value: (all) => all.work.steps ?? all.live.steps, hint: (all) => `${all.work.share < 1 ? "of what moves, " : ""}${number(all.work.denoise_ms)} ms, decoding ${number(all.work.decode_ms)}` },
   { name: "Accuracy", unit: "%", value: (all) => (typeof all.live.accuracy === "number" ? 100 * all.live.accuracy : null), hint: () => "of what was asked for" },
   { name: "Teacher's frames/s", digits: 2, value: (all) => (all.teacher ? all.teacherFps || NaN : null), hint: (all) => `${all.teacherWork.steps ?? "–"} steps` },
 ];

@@ -1,0 +1,24 @@
+"""What can be switched in a live session, beside the techniques of its model: names, and what they do in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from fewstep.techniques import Parallel
+
+WINDOW, OVERLAP, SMALL, REGIONS, ADAPT = "window", "overlap", "small_decoder", "regions", "adapt"
+SAYS = {
+    WINDOW: "Keys and values of the past are kept, not computed anew for every chunk.",
+    OVERLAP: "A chunk is decoded while the next one is denoised.",
+    SMALL: "A small decoder that was distilled from the VAE draws the frames.",
+    REGIONS: "After a chunk's first step only what moves is computed; the rest stays as it was.",
+    ADAPT: "Regions, fewer steps, then fewer frames a second when time runs short; more again when there is enough.",
+}
+OFF = frozenset({REGIONS})  # until somebody switches them on
+
+
+def tricks_of(small: bool, techniques: Collection[str]) -> dict[str, str]:
+    """Those that a model has. `small`: it has a small decoder. Tokens that processes share are not computed in part."""
+    missing = {SMALL} if not small else set()
+    missing |= {REGIONS} if Parallel.name in techniques else set()
+    return {name: says for name, says in SAYS.items() if name not in missing}
