@@ -6,9 +6,9 @@
 
 The first two train `--iterations` of the loop on prompts alone, each two updates of the critic and one of the student,
 batch 1, bfloat16, activations computed again; the first few, in which kernels are chosen, are left out of the median.
-The last makes chunks of three latent frames in 4 and in 2 steps, in bfloat16, with FP8 and with compilation, without a
-clock. Text encoders have one layer (they do not run while it is measured), all else is as published. `--tiny` takes
-small networks, to see that it runs on any machine.
+The last makes chunks of three latent frames in 4 steps, with and without regions, and in 2, in bfloat16, with FP8 and
+with compilation, without a clock. Text encoders have one layer (they do not run while it is measured), all else is as
+published. `--tiny` takes small networks, to see that it runs on any machine.
 
 Writes out/benchmarks/full-size-NAME.json, or to `--folder`.
 """
@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -51,10 +51,13 @@ from fewstep.distill.job import Job, Rung
 from fewstep.distill.pipelines import PipelineJob
 from fewstep.models.causal import make_causal
 from fewstep.models.manifest import Manifest
+from fewstep.models.model import Model
 from fewstep.models.trace import trace
 from fewstep.models.window import Chunks
 from fewstep.realtime import LiveModel, Session
+from fewstep.realtime.regions import Parts
 from fewstep.realtime.session import Chunk
+from fewstep.realtime.tricks import ADAPT, REGIONS
 from fewstep.techniques import Compile, Precision, Quantize
 from fewstep.zoo.shapes.scenes import vocabulary
 from fewstep.zoo.words import word_tokenizer
@@ -185,19 +188,20 @@ def live_wan(given: argparse.Namespace) -> list[Row]:
     eight = [FP8] if torch.cuda.is_available() and not given.tiny else []
     for more in ([], eight, [Compile()], [*eight, Compile()]):
         techniques = [Precision(), *more]
-        model = LiveModel(pipe, denoiser, causal, manifest, {one.name: one for one in techniques})
-        named = " + ".join(one.name for one in techniques)
-        for steps in (4, 2):
-            rows.append({"techniques": named, "steps": steps, **streamed(model, steps, given.seconds)})
+        named = {one.name: one for one in techniques}
+        model = LiveModel(pipe, denoiser, causal, manifest, named, parts=Parts.of(Model(pipe)))
+        for steps, on in ((4, ()), (4, (REGIONS,)), (2, ())):
+            told = {"techniques": " + ".join((*named, *on)), "steps": steps}
+            rows.append(told | streamed(model, steps, on, given.seconds))
             print(rows[-1], flush=True)
         model.put_on(frozenset())
     return rows
 
 
-def streamed(model: LiveModel, steps: int, seconds: float) -> Row:
+def streamed(model: LiveModel, steps: int, on: Sequence[str], seconds: float) -> Row:
     """Frames a second of a session that is not paced, once its window is full, and what a chunk takes."""
     reset_peak()
-    with Session(model, PROMPTS[0], seed=0, steps=steps, off=("adapt",), paced=False) as session:
+    with Session(model, PROMPTS[0], seed=0, steps=steps, off=(ADAPT,), on=on, paced=False) as session:
         for _ in islice(session, FILLED + 2):
             pass
         chunks: list[Chunk] = []

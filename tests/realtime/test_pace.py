@@ -84,6 +84,23 @@ def test_the_controller_takes_fewer_steps_under_load_and_more_when_there_is_room
     assert control.now == Level(4, 16)
 
 
+def test_one_slow_chunk_costs_a_level_and_two_cost_what_it_takes() -> None:
+    control = Controller(levels(4, 16, share=0.5), patience=3)
+    passed = []
+    for chunk in range(6):
+        control.heard(chunk, 1.0, has=0.25)  # four times too long, and no shorter whatever is done
+        passed.append(control.now)
+    # A chunk after each change does not count; (1, 8) is a fifth of the work, and should fit.
+    assert passed == [Level(4, 16, 0.5)] * 2 + [Level(1, 8)] * 2 + [Level(1, 4)] * 2
+
+
+def test_a_slow_chunk_now_and_then_does_not_add_up() -> None:
+    control = Controller(levels(4, 16, share=0.5), patience=3)
+    for chunk in range(40):
+        control.heard(chunk, 0.6 if chunk % 10 == 5 else 0.06, has=0.25)
+    assert control.now in (Level(4, 16), Level(4, 16, 0.5))
+
+
 def test_the_controller_slows_the_clock_where_one_step_is_too_much_and_hurries_it_again() -> None:
     control = Controller(levels(4, 16), patience=3)
     for chunk in range(10):

@@ -91,8 +91,11 @@ class SmallStream:
         given = latents.to(like := next(self._vae.parameters()))
         own = next(self._small.parameters())
         if (own.dtype, own.device) != (like.dtype, like.device):
-            # That order in memory makes bfloat16 half again as quick on a CPU.
-            self._small = copy.deepcopy(self._whole).to(like.device, like.dtype, memory_format=torch.channels_last)
+            # That order in memory makes bfloat16 half again as quick on a CPU. diffusers' own `to` would warn of layers
+            # that are to stay in float32, of which there are none.
+            self._small = copy.deepcopy(self._whole)
+            nn.Module.to(self._small, like)
+            self._small.to(memory_format=torch.channels_last)
         made = decode_pairs(self._small, given, None if self.last is None else self.last.to(given))
         frames = made.flatten(1, 2)[0, self._frames - 1 if self.last is None else 0 :]
         self.last = latents[:, :, -1:]

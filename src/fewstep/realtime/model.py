@@ -42,7 +42,7 @@ class LiveModel:
         manifest: the student's.
         techniques: that can be put on it while sessions run, by name (`precision`, `compile`).
         small: a small decoder; None without one.
-        parts: of its denoiser, which can be computed alone; None where processes share them.
+        parts: of its denoiser, which can be computed alone; None where they can't.
         changes: how often other techniques were put on.
         warm_since: the one of these since which all is compiled; see `warm`.
         peers: the other processes that share it, where it does what several of them repeat; see `peers.together`.
@@ -166,7 +166,7 @@ class LiveModel:
     @property
     def tricks(self) -> dict[str, str]:
         """What a session of it can switch, and what that does, beside its techniques."""
-        return tricks_of(self.small is not None, self.techniques)
+        return tricks_of(self.small is not None, self.parts is not None)
 
     @property
     def engaged(self) -> dict[str, Engaged]:

@@ -110,8 +110,10 @@ class FrameClock:
 class Controller:
     """Chooses what the next chunk may cost from how long the last ones took.
 
-    Above `high` of the time that a chunk has, the next one gets fewer steps, and after that more time; with so little
-    load that the level above would stay below `high` for `patience` chunks, it goes back.
+    Above `high` of the time that a chunk has, the next one gets a level less: one slow chunk may be chance. If that is
+    too much as well, it gets what should fit. The first chunk after either is not counted, since it may have waited for
+    others that are still at what was before. With so little load that the level above would stay below `high` for
+    `patience` chunks, it goes back by one.
 
     Attributes:
         levels: falling.
@@ -126,6 +128,8 @@ class Controller:
     load: float = 0.0
     said: deque[str] = field(default_factory=lambda: deque(maxlen=20))
     _calm: int = 0
+    _pressed: bool = False  # the last chunk that counted took too long
+    _settling: bool = False  # the next one does not count
 
     @property
     def now(self) -> Level:
@@ -133,18 +137,27 @@ class Controller:
 
     def heard(self, chunk: int, spent: float, has: float) -> None:
         """A chunk took `spent` of the `has` seconds until the next one is due."""
+        if self._settling:
+            self._settling = False
+            return
         share = spent / has
         self.load = share if self.load == 0 else SMOOTH * share + (1 - SMOOTH) * self.load
-        if self.load > self.high and self.level + 1 < len(self.levels):
-            self._go(chunk, self.level + 1)
+        pressed, self._pressed = self._pressed, self.load > self.high
+        if self._pressed:
+            below = range(self.level + 1, len(self.levels))
+            fits = (level for level in below if not pressed or self._load_at(level) <= self.high)
+            if below:
+                self._go(chunk, next(fits, below[-1]))
+                self._settling = True
             return
-        self._calm = self._calm + 1 if self.level and self._with_more() < self.high else 0
+        self._calm = self._calm + 1 if self.level and self._load_at(self.level - 1) < self.high else 0
         if self._calm >= self.patience:
             self._go(chunk, self.level - 1)
 
-    def _with_more(self) -> float:
-        """The load of the level above: a chunk's time, its steps' and its decoding's, grows at most in proportion."""
-        return self.load * self.levels[self.level - 1].work / self.now.work
+    def _load_at(self, level: int) -> float:
+        """The load of another level, if a chunk's time is in proportion to its work. It is, at most, where that is
+        more: decoding does not grow; and at least where it is less."""
+        return self.load * self.levels[level].work / self.now.work
 
     def _go(self, chunk: int, level: int) -> None:
         before, self.level, self._calm = self.now, level, 0

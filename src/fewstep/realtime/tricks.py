@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
-from fewstep.techniques import Parallel
-
 WINDOW, OVERLAP, SMALL, REGIONS, ADAPT = "window", "overlap", "small_decoder", "regions", "adapt"
 SAYS = {
     WINDOW: "Keys and values of the past are kept, not computed anew for every chunk.",
@@ -17,8 +13,7 @@ SAYS = {
 OFF = frozenset({REGIONS})  # until somebody switches them on
 
 
-def tricks_of(small: bool, techniques: Collection[str]) -> dict[str, str]:
-    """Those that a model has. `small`: it has a small decoder. Tokens that processes share are not computed in part."""
-    missing = {SMALL} if not small else set()
-    missing |= {REGIONS} if Parallel.name in techniques else set()
-    return {name: says for name, says in SAYS.items() if name not in missing}
+def tricks_of(small: bool, parts: bool) -> dict[str, str]:
+    """Those of a model that has a small decoder or none, and whose tokens can be computed in part or not."""
+    there = {SMALL: small, REGIONS: parts}
+    return {name: says for name, says in SAYS.items() if there.get(name, True)}

@@ -23,7 +23,7 @@ from fewstep.realtime.session import Chunk
 from fewstep.realtime.tricks import tricks_of
 from fewstep.server.config import ModelEntry
 from fewstep.server.live import Busy, Figures
-from fewstep.techniques import Technique
+from fewstep.techniques import Parallel, Technique
 
 EXAMPLES, SEED = 6, 5  # prompts that are offered, of those that the zoo's task draws
 VIEWERS = 8  # at once, where nothing else is said
@@ -68,7 +68,7 @@ class LiveStudio:
     def tricks(self) -> Mapping[str, str]:
         # Told before the model is loaded; its sessions have the decoder where its folder has one (`decoder_beside`).
         small = (Path(resolve(self.entry.model)) / SMALL_DECODER).is_dir()
-        own = tricks_of(small, [one.name for one in self.techniques])
+        own = tricks_of(small, parts=not any(isinstance(one, Parallel) for one in self.techniques))
         return {**own, **{one.name: HELP.get(one.name) or _says(one) for one in self.techniques}}
 
     def open(self, prompt: str, *, seed: int | None) -> LiveSession:
