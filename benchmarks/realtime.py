@@ -8,8 +8,8 @@ Each row adds one trick to those above it; the last ones do less work with all o
 first step (`regions`), or fewer steps. Frames a second are those of a session whose frames are taken as fast as they
 come, the median of three turns with all other rows; jitter, missed deadlines and the time to the first frame are those
 of a viewer at 16 frames a second, for `--each` seconds, and for `--seconds` where all tricks are on. The teacher makes
-one clip of 17 frames at a time, in its own steps and in as few as the student. Accuracy, with all tricks and with less
-work: the first clip of each prompt as the task judges it, pieces of the first and the last five seconds, and pieces
+one clip of 17 frames at a time, in its own steps and in as few as the student. Accuracy, with all tricks, without a
+choice among openings, and with less work: the first clip of each prompt as the task judges it, pieces of the first and the last five seconds, and pieces
 from one second after another prompt was asked for.
 
 `--served` goes on through the socket: `fewstep serve` runs in a process of its own, and viewers measure from the prompt
@@ -29,7 +29,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ from fewstep.bench.process import serving
 from fewstep.bench.report import live as picture
 from fewstep.machine import keep_freed_memory
 from fewstep.realtime import LiveModel, Session
-from fewstep.realtime.tricks import ADAPT, REGIONS
+from fewstep.realtime.tricks import ADAPT, CHOOSE, REGIONS
 from fewstep.techniques import Compile, Precision
 from fewstep.zoo.evaluate import generate
 from fewstep.zoo.tasks import task
@@ -105,16 +105,17 @@ def in_process(given: argparse.Namespace, asked: list[tuple[str, Any]]) -> list[
         seen: Watched = watch(Session(model, prompt, fps=FPS, seed=0, **one.options), seconds)
         row = {"kind": one.kind, "trick": one.trick, "made": statistics.median(rates), "all": {"made": rates}}
         live.append(row | asdict(seen))
-    judged = [accuracy(model, asked, given.seconds, one) for one in (trials[last], *less)]
-    return [*teachers, *live, *judged]
+    steps = in_steps(model.steps)
+    judged = [replace(trials[last], trick=steps), Trial("stack", f"{steps}, − {CHOOSE}", {"off": (ADAPT, CHOOSE)})]
+    answers = [accuracy(model, asked, given.seconds, one) for one in (*judged, *less)]
+    return [*teachers, *live, *answers]
 
 
 def accuracy(model: LiveModel, asked: list[tuple[str, Any]], seconds: float, one: Trial) -> Row:
     """How well a row's sessions answer. Another prompt cuts, as the server does it: no student so far has learnt to go
     over from one to the next."""
     quality = kept(model, asked, seconds=seconds, fps=FPS, **one.options)
-    trick = one.trick if one.kind == "fewer" else in_steps(model.steps)
-    return {"kind": "accuracy", "trick": trick, **asdict(quality), "drift": drift(quality)}
+    return {"kind": "accuracy", "trick": one.trick, **asdict(quality), "drift": drift(quality)}
 
 
 def teacher(name: str, asked: list[tuple[str, Any]], steps: int | None) -> Row:

@@ -20,12 +20,16 @@ TIMES = tuple(flow_times(4, 3.0))
 
 
 def live_model(
-    *techniques: Technique, chunks: Chunks = CHUNKS, small: bool = False, device: str | torch.device = "cpu"
+    *techniques: Technique,
+    chunks: Chunks = CHUNKS,
+    small: bool = False,
+    width: int = 16,
+    device: str | torch.device = "cpu",
 ) -> LiveModel:
     pipe = video_pipeline().to(device)
     pipe.scheduler = student_scheduler(pipe, TIMES, renoise=True)
     make_causal(pipe.transformer, chunks)
-    call = {"height": 16, "width": 16, "num_frames": 9, "max_sequence_length": 8, "guidance_scale": 1.0}
+    call = {"height": 16, "width": width, "num_frames": 9, "max_sequence_length": 8, "guidance_scale": 1.0}
     call["num_inference_steps"] = 4
     manifest = Manifest("tiny live", call=call, steps=4, times=TIMES, sampler="renoise", guidance_inside=True)
     return LiveModel.of(with_defaults(pipe, manifest), techniques, small_decoder(pipe, width=8) if small else None)

@@ -20,6 +20,7 @@ from tests.distill.processes import start
 from tests.realtime.live import live_model
 
 CHUNKS = 6
+WIDE = 32  # pixels: a frame has more tokens than an opening has candidates, or one would be taken for the other
 
 
 def _shown(model: LiveModel) -> np.ndarray:
@@ -47,10 +48,10 @@ def _steered(model: LiveModel) -> None:
 
 def _live(rank: int) -> None:
     torch.manual_seed(rank)  # processes that torchrun starts draw other numbers where nobody gives a generator
-    plain = _shown(live_model()) if rank == 0 else None
+    plain = _shown(live_model(width=WIDE)) if rank == 0 else None
     with joined():
         for parallel in (Parallel(ulysses=2), Parallel(tensor=2)):
-            with together(live_model(parallel)) as model:
+            with together(live_model(parallel, width=WIDE)) as model:
                 assert (model is None) == (rank == 1)
                 if model is not None:
                     assert plain is not None
@@ -64,7 +65,7 @@ def test_sessions_on_two_processes_show_what_one_shows() -> None:
 
 def _clip(rank: int) -> None:
     """A causal student's whole clip, under its mask."""
-    pipe = live_model().pipe
+    pipe = live_model(width=WIDE).pipe
 
     def call(pipe: Any) -> torch.Tensor:
         torch.manual_seed(1)  # diffusers' scheduler noises anew from these, whatever the call's generator
@@ -88,7 +89,7 @@ def _refused(rank: int) -> None:
         for some, said in zip(techniques, ("nothing to share", "without 'vae'", "without 'vae'"), strict=True):
             with pytest.raises(InputError, match=said), together(live_model(*some)):
                 pass
-        model = live_model(Parallel(ring=2))
+        model = live_model(Parallel(ring=2), width=WIDE)
         with pytest.raises(RecipeError, match="keeps its past in a window, which no ring passes on"):
             model.put_on(frozenset({"parallel"}))
 
@@ -98,7 +99,7 @@ def test_what_a_live_model_can_not_share_is_refused() -> None:
 
 
 def _ends(rank: int) -> None:
-    with joined(), together(live_model(Parallel(ulysses=2))) as model:
+    with joined(), together(live_model(Parallel(ulysses=2), width=WIDE)) as model:
         if model is not None:
             with Session(model, "a red ring", seed=3, paced=False) as session:
                 list(islice(session, 2))
@@ -111,7 +112,7 @@ def test_the_others_end_with_the_first() -> None:
 
 
 def _fails(rank: int) -> None:
-    with joined(), together(live_model(Parallel(ulysses=2))) as model:
+    with joined(), together(live_model(Parallel(ulysses=2), width=WIDE)) as model:
         if model is not None:
             with Session(model, "a red ring", seed=3, paced=False) as session:
                 next(iter(session))
@@ -125,6 +126,6 @@ def test_what_goes_wrong_on_the_first_alone_ends_both() -> None:
 
 
 def test_one_process_alone_has_its_model() -> None:
-    model = live_model()
+    model = live_model(width=WIDE)
     with together(model) as same:
         assert same is model

@@ -98,7 +98,9 @@ def test_tokens_that_processes_share_are_not_computed_in_part() -> None:
     model = live_model(Parallel(ulysses=2))
     assert model.parts is None
     assert "regions" not in model.tricks
-    with pytest.raises(InputError, match="'trick' of a live session must be one of window, overlap, adapt, parallel"):
+    with pytest.raises(
+        InputError, match="'trick' of a live session must be one of window, overlap, choose, adapt, parallel"
+    ):
         Session(model, "a red ring", on=("regions",))
 
 

@@ -28,7 +28,8 @@ def model() -> LiveModel:
 
 
 def frames(model: LiveModel, n: int, seed: int = 3, **options: object) -> np.ndarray:
-    with Session(model, "a red ring", seed=seed, paced=False, off=("adapt",), **options) as session:  # type: ignore[arg-type]
+    off = ("adapt", "choose")
+    with Session(model, "a red ring", seed=seed, paced=False, off=off, **options) as session:  # type: ignore[arg-type]
         return np.concatenate([chunk.frames for chunk in islice(session, n)])
 
 
@@ -76,7 +77,7 @@ def test_another_prompt_follows_and_a_cut_forgets(model: LiveModel) -> None:
 
 def test_the_prompt_changes_what_is_seen(model: LiveModel) -> None:
     assert not np.array_equal(frames(model, 3), frames(model, 3, seed=4))
-    with Session(model, "two circles", seed=3, paced=False, off=("adapt",)) as session:
+    with Session(model, "two circles", seed=3, paced=False, off=("adapt", "choose")) as session:
         other = np.concatenate([chunk.frames for chunk in islice(session, 3)])
     assert not np.array_equal(frames(model, 3), other)
 
@@ -121,7 +122,7 @@ def test_tricks_are_switched_and_unknown_ones_named() -> None:
     model = live_model(Precision())
     dtype = model.pipe.transformer.blocks[0].attn1.to_q.weight.dtype
     with Session(model, "a red ring", seed=0, paced=False) as session:
-        own = {"window": True, "overlap": True, "regions": False, "adapt": True}
+        own = {"window": True, "overlap": True, "choose": True, "regions": False, "adapt": True}
         assert session.tricks == {**own, "precision": True}
         assert model.pipe.transformer.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
         stream = iter(session)
@@ -137,7 +138,9 @@ def test_tricks_are_switched_and_unknown_ones_named() -> None:
 
 def test_the_small_decoder_is_switched_in_mid_stream() -> None:
     model = live_model(small=True)
-    with Session(model, "a red ring", seed=3, paced=False, off=("adapt", "overlap", "small_decoder")) as session:
+    with Session(
+        model, "a red ring", seed=3, paced=False, off=("adapt", "choose", "overlap", "small_decoder")
+    ) as session:
         stream = iter(session)
         kept = [next(stream).frames for _ in range(3)]
         session.switch("small_decoder", True)
@@ -153,7 +156,7 @@ def test_the_small_decoder_is_switched_in_mid_stream() -> None:
 
 def test_compiled_blocks_are_one_graph_whatever_the_window_holds() -> None:
     model = live_model(Compile())
-    with no_codegen(), Session(model, "a red ring", seed=3, paced=False, off=("adapt",)) as session:
+    with no_codegen(), Session(model, "a red ring", seed=3, paced=False, off=("adapt", "choose")) as session:
         stream = iter(session)
         made = [next(stream).frames]
         facts = model.engaged["compile"].facts
@@ -161,8 +164,9 @@ def test_compiled_blocks_are_one_graph_whatever_the_window_holds() -> None:
         made += [chunk.frames for chunk in islice(stream, 6)]
         session.switch("regions", True)
         assert next(chunk for chunk in stream if chunk.work["share"] == 0.5).frames.any()
-    # Of a chunk, of a part of it, of one behind the one before it, and of the whole clip with which a prompt is read.
-    assert facts["graphs"] == graphs <= 4
+    # Of a chunk, of a part of it, of one behind the one before it, of several openings, and of the whole clip with
+    # which a prompt is read.
+    assert facts["graphs"] == graphs <= 5
     alone = frames(live_model(), 7)
     assert np.abs(np.concatenate(made).astype(int) - alone.astype(int)).max() <= 1
 
@@ -170,7 +174,7 @@ def test_compiled_blocks_are_one_graph_whatever_the_window_holds() -> None:
 @pytest.mark.slow
 def test_compiled_blocks_show_what_eager_ones_show() -> None:
     """With generated code, which uses memory again: nothing of the window may lie in it."""
-    with Session(live_model(Compile()), "a red ring", seed=3, paced=False, off=("adapt",)) as session:
+    with Session(live_model(Compile()), "a red ring", seed=3, paced=False, off=("adapt", "choose")) as session:
         made = np.concatenate([chunk.frames for chunk in islice(session, 7)])
     assert np.abs(made.astype(int) - frames(live_model(), 7).astype(int)).max() <= 2
 

@@ -55,7 +55,7 @@ def test_the_page_is_told_of_every_trick_that_its_session_has(folder: Path, tmp_
 
 
 def test_viewers_get_sessions_of_their_own_until_there_are_too_many(studio: LiveStudio) -> None:
-    assert studio.tricks.keys() == {"window", "overlap", "regions", "adapt", "precision"}
+    assert studio.tricks.keys() == {"window", "overlap", "choose", "regions", "adapt", "precision"}
     assert studio.examples == ()
     first, second = (studio.open("a red ring", seed=seed) for seed in (0, 1))
     with pytest.raises(Busy, match="2 viewers already"):

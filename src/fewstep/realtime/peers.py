@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from fewstep.errors import InputError
-from fewstep.realtime.model import LiveModel
+from fewstep.realtime.model import EXAMPLE, LiveModel
 from fewstep.realtime.rolling import OnPrompt, Rolling
 from fewstep.techniques import Parallel
 from fewstep.techniques.parallel.processes import Peers, world
@@ -50,7 +50,7 @@ def together(model: LiveModel) -> Iterator[LiveModel | None]:
 def stream(model: LiveModel, prompt: str, seed: int) -> Rolling:
     """A stream of a model's latents, on all of the processes that share it."""
     with model.lock:
-        model.condition(prompt)  # before the others are told of it: they read it at the same time
+        _read(model, prompt)
         return Rolling(model, prompt, seed) if model.peers is None else Led(model, model.peers, prompt, seed)
 
 
@@ -64,12 +64,12 @@ class Led(Rolling):
             super().__init__(model, prompt, seed)
 
     def chunk(self, steps: int) -> Tensor:
-        self.model.condition(self.prompt)
-        with self._peers.told("chunk", self._number, steps, self.cached):
+        _read(self.model, self.prompt)
+        with self._peers.told("chunk", self._number, steps, self.cached, self.candidates):
             return super().chunk(steps)
 
     def turn(self, prompt: str, how: OnPrompt) -> None:
-        self.model.condition(prompt)
+        _read(self.model, prompt)
         with self._peers.told("turn", self._number, prompt, how):
             super().turn(prompt, how)
 
@@ -78,6 +78,12 @@ class Led(Rolling):
             if not self._peers.lost:
                 with self._peers.told("close", self._number):
                     super().close()
+
+
+def _read(model: LiveModel, prompt: str) -> None:
+    """What a stream asks its model with, before others are told of it: all read it at the same time."""
+    for text in (prompt, EXAMPLE):
+        model.condition(text)
 
 
 def _follow(model: LiveModel, peers: Peers) -> None:
@@ -91,8 +97,8 @@ def _follow(model: LiveModel, peers: Peers) -> None:
                 model.condition(prompt)
             case "open", number, prompt, seed:
                 streams[number] = Rolling(model, prompt, seed)
-            case "chunk", number, steps, cached:
-                streams[number].cached = cached
+            case "chunk", number, steps, cached, candidates:
+                streams[number].cached, streams[number].candidates = cached, candidates
                 streams[number].chunk(steps)
             case "turn", number, prompt, how:
                 streams[number].turn(prompt, how)

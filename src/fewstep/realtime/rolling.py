@@ -16,7 +16,8 @@ from torch import Tensor
 from fewstep.diffusion.samplers import euler, renoise
 from fewstep.diffusion.schedule import Schedule, Time
 from fewstep.models.window import Window
-from fewstep.realtime.model import LiveModel
+from fewstep.realtime.model import EXAMPLE, LiveModel
+from fewstep.realtime.opening import best
 from fewstep.realtime.regions import Moving
 
 OnPrompt = Literal["recache", "cut"]
@@ -28,11 +29,13 @@ class Rolling:
     Attributes:
         prompt, cond: what the next chunk is told; set by `turn`.
         cached: keys and values of the past are kept; without, the past is computed anew for every chunk.
+        candidates: of a chunk without a past; see `opening`.
         share: of a chunk's tokens, those that are computed after its first step once the window is full; see `regions`.
     """
 
     def __init__(self, model: LiveModel, prompt: str, seed: int) -> None:
         self.model, self.cond, self.cached, self.share = model, model.condition(prompt), True, 1.0
+        self.candidates = 1
         self._generator = torch.Generator().manual_seed(seed)
         self.prompt, self._changes = prompt, model.changes
         self._window, self._past = Window(model.causal.chunks), deque[Tensor](maxlen=self._most())
@@ -50,14 +53,8 @@ class Rolling:
 
     @torch.no_grad()
     def chunk(self, steps: int) -> Tensor:
-        """The next chunk in so many steps, (1, channels, frames, height, width).
-
-        One without a past has nothing to go by but its prompt: it takes more of them, each from fresh noise, which
-        washes out what does not belong there and would otherwise grow to one object too many.
-        """
-        model, opens = self.model, not self._past
-        times = model.opening(steps) if opens else model.times(steps)
-        noise = model.noise(self._generator)
+        """The next chunk in so many steps, (1, channels, frames, height, width)."""
+        model = self.model
         self._moving = self._begun(steps)
         if self._changes != model.changes:
             self._changes = model.changes
@@ -65,10 +62,13 @@ class Rolling:
             self._read_anew()  # what was kept under other techniques may not fit
         elif not self.cached:
             self._read_anew()
-        if opens or model.manifest.sampler == "renoise":
-            x0 = renoise(self, noise, times, self.cond, generator=self._generator)
+        noise = model.noise(self._generator)
+        if not self._past:
+            x0 = self._opened(noise, steps)
+        elif model.manifest.sampler == "renoise":
+            x0 = renoise(self, noise, model.times(steps), self.cond, generator=self._generator)
         else:
-            x0 = euler(self, noise, times, self.cond)
+            x0 = euler(self, noise, model.times(steps), self.cond)
         self._moving = None
         self._past.append(x0)
         self._unread = x0 if self._past else None
@@ -83,6 +83,14 @@ class Rolling:
         if self._moving is None:
             return self._predict(x_t, t, cond)
         return self._moving(partial(self._predict, x_t, t, cond), x_t, t)
+
+    def _opened(self, noise: Tensor, steps: int) -> Tensor:
+        """A chunk without a past, which has nothing to go by but its prompt: it takes more steps, each from fresh
+        noise, which washes out what does not belong there and would otherwise grow to one object too many."""
+        model, generator = self.model, self._generator
+        noise = torch.cat([noise, *(model.noise(generator) for _ in range(self.candidates - 1))])
+        chunks = renoise(self, noise, model.opening(steps), self.cond, generator=generator)
+        return chunks if len(chunks) == 1 else best(self, chunks, self.cond, model.condition(EXAMPLE), generator)
 
     def _begun(self, steps: int) -> Moving | None:
         """The calls of the next chunk, held against the last frame of the one before; None: all is computed."""

@@ -27,11 +27,12 @@ from fewstep.errors import FewstepError, InputError, bad_value
 from fewstep.machine import compute_with, finish, queue_of_its_own
 from fewstep.realtime.decode import Frames, Stream, to_bytes
 from fewstep.realtime.model import LiveModel
+from fewstep.realtime.opening import CANDIDATES
 from fewstep.realtime.pace import SLOWEST, Controller, FrameClock, Level, levels
 from fewstep.realtime.peers import stream
 from fewstep.realtime.regions import SHARE
 from fewstep.realtime.rolling import OnPrompt
-from fewstep.realtime.tricks import ADAPT, OFF, OVERLAP, REGIONS, SMALL, WINDOW
+from fewstep.realtime.tricks import ADAPT, CHOOSE, OFF, OVERLAP, REGIONS, SMALL, WINDOW
 from fewstep.realtime.warm import warm
 
 AHEAD = 3  # chunks that are made before they are due, and as many wait for a viewer
@@ -320,6 +321,7 @@ class Session:
                 cut = cut or self._on_prompt == "cut"
                 self._rolling.turn(turn, self._on_prompt)
             self._rolling.cached, self._rolling.share = self._tricks[WINDOW], level.share
+            self._rolling.candidates = CANDIDATES if self._tricks[CHOOSE] else 1
             latents = self._rolling.chunk(level.steps)
             finish(self.model.device)  # so that it is this chunk's time which is measured
         frames = self.model.frames_per_latent * (latents.shape[2] - cut) + cut

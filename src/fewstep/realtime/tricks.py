@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-WINDOW, OVERLAP, SMALL, REGIONS, ADAPT = "window", "overlap", "small_decoder", "regions", "adapt"
+WINDOW, OVERLAP, SMALL, CHOOSE = "window", "overlap", "small_decoder", "choose"
+REGIONS, ADAPT = "regions", "adapt"
 SAYS = {
     WINDOW: "Keys and values of the past are kept, not computed anew for every chunk.",
     OVERLAP: "A chunk is decoded while the next one is denoised.",
     SMALL: "A small decoder that was distilled from the VAE draws the frames.",
+    CHOOSE: "A prompt's first chunk is made four times; the one that answers best, as the model tells, goes on.",
     REGIONS: "After a chunk's first step only what moves is computed; the rest stays as it was.",
     ADAPT: "Regions, fewer steps, then fewer frames a second when time runs short; more again when there is enough.",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fewstep.realtime.model import LiveModel
+from fewstep.realtime.opening import CANDIDATES
 from fewstep.realtime.peers import stream
 from fewstep.realtime.regions import SHARE
 from fewstep.techniques import Compile
@@ -17,6 +18,7 @@ def warm(model: LiveModel, prompt: str) -> None:
         if model.warm_since == model.changes:  # another session was quicker
             return
         rolling = stream(model, prompt, seed=0)
+        rolling.candidates = CANDIDATES
         rolling.chunk(model.steps)
         while not rolling.full:
             rolling.chunk(model.steps)
