@@ -9,8 +9,8 @@ first step (`regions`), or fewer steps. Frames a second are those of a session w
 come, the median of three turns with all other rows; jitter, missed deadlines and the time to the first frame are those
 of a viewer at 16 frames a second, for `--each` seconds, and for `--seconds` where all tricks are on. The teacher makes
 one clip of 17 frames at a time, in its own steps and in as few as the student. Accuracy, with all tricks, without a
-choice among openings, and with less work: the first clip of each prompt as the task judges it, pieces of the first and the last five seconds, and pieces
-from one second after another prompt was asked for.
+choice among openings, and with less work: the first clip of each prompt as the task judges it, pieces of the first and
+the last five seconds, and pieces from one second after another prompt was asked for.
 
 `--served` goes on through the socket: `fewstep serve` runs in a process of its own, and viewers measure from the prompt
 that they send to the frame in pixels. Frames a second are those of a server whose clock is at 120, without fewer steps
