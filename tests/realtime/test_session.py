@@ -259,10 +259,10 @@ def test_a_chunk_takes_a_call_a_step_and_one_without_a_past_twice_as_many() -> N
         return [pytest.approx(times) for times in asked]
 
     end, behind = 0.0, model.times(2)[:-1]
-    assert calls(2) == [[t] for t in model.opening(2)[:-1]]
+    assert calls(2) == [[t] for t in model.opening[:-1]]
     assert calls(2) == [[end, behind[0]], *([t] for t in behind[1:])]
     assert calls(1) == [[end, 1.0]]
     rolling.turn("a blue cross", "cut")
-    assert calls(1) == [[t] for t in model.opening(1)[:-1]]
+    assert calls(1) == [[t] for t in model.opening[:-1]]
     rolling.turn("a red ring", "recache")
     assert calls(1) == [[end, 1.0]]

@@ -119,9 +119,11 @@ class LiveModel:
             raise InputError(bad_value("steps", "a live session", f"from 1 to the student's {self.steps}", steps))
         return tuple(flow_times(steps, self._shift))
 
-    def opening(self, steps: int) -> tuple[float, ...]:
-        """The times of a chunk that has no past, where others take so many steps: `OPENING` times as many, falling."""
-        return tuple(flow_times(OPENING * steps, self._shift))
+    @property
+    def opening(self) -> tuple[float, ...]:
+        """The times of a chunk that has no past, falling: `OPENING` times as many as the student's, however few others
+        take."""
+        return tuple(flow_times(OPENING * self.steps, self._shift))
 
     @property
     def _shift(self) -> float:

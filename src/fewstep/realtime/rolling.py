@@ -53,7 +53,7 @@ class Rolling:
 
     @torch.no_grad()
     def chunk(self, steps: int) -> Tensor:
-        """The next chunk in so many steps, (1, channels, frames, height, width)."""
+        """The next chunk in so many steps, unless it has no past, (1, channels, frames, height, width)."""
         model = self.model
         self._moving = self._begun(steps)
         if self._changes != model.changes:
@@ -64,7 +64,7 @@ class Rolling:
             self._read_anew()
         noise = model.noise(self._generator)
         if not self._past:
-            x0 = self._opened(noise, steps)
+            x0 = self._opened(noise)
         elif model.manifest.sampler == "renoise":
             x0 = renoise(self, noise, model.times(steps), self.cond, generator=self._generator)
         else:
@@ -84,12 +84,12 @@ class Rolling:
             return self._predict(x_t, t, cond)
         return self._moving(partial(self._predict, x_t, t, cond), x_t, t)
 
-    def _opened(self, noise: Tensor, steps: int) -> Tensor:
+    def _opened(self, noise: Tensor) -> Tensor:
         """A chunk without a past, which has nothing to go by but its prompt: it takes more steps, each from fresh
         noise, which washes out what does not belong there and would otherwise grow to one object too many."""
         model, generator = self.model, self._generator
         noise = torch.cat([noise, *(model.noise(generator) for _ in range(self.candidates - 1))])
-        chunks = renoise(self, noise, model.opening(steps), self.cond, generator=generator)
+        chunks = renoise(self, noise, model.opening, self.cond, generator=generator)
         return chunks if len(chunks) == 1 else best(self, chunks, self.cond, model.condition(EXAMPLE), generator)
 
     def _begun(self, steps: int) -> Moving | None:
