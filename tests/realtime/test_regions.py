@@ -79,7 +79,9 @@ def test_nothing_of_it_is_left_in_the_window() -> None:
 
 def test_all_is_computed_until_the_window_is_full() -> None:
     with Session(live_model(), "a red ring", seed=3, paced=False, off=("adapt",), on=("regions",)) as session:
-        parts = np.concatenate([chunk.frames for chunk in islice(session, FILLED)])
+        chunks = list(islice(session, FILLED + 1))
+    assert [chunk.work["share"] for chunk in chunks] == [*[1.0] * FILLED, 0.5]
+    parts = np.concatenate([chunk.frames for chunk in chunks[:FILLED]])
     with Session(live_model(), "a red ring", seed=3, paced=False, off=("adapt",)) as session:
         whole = np.concatenate([chunk.frames for chunk in islice(session, FILLED)])
     assert np.array_equal(parts, whole)

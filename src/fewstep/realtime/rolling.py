@@ -30,7 +30,7 @@ class Rolling:
         prompt, cond: what the next chunk is told; set by `turn`.
         cached: keys and values of the past are kept; without, the past is computed anew for every chunk.
         candidates: of a chunk without a past; see `opening`.
-        share: of a chunk's tokens, those that are computed after its first step once the window is full; see `regions`.
+        share: of a chunk's tokens, those that are to be computed after its first step; see `part`.
     """
 
     def __init__(self, model: LiveModel, prompt: str, seed: int) -> None:
@@ -62,13 +62,7 @@ class Rolling:
             self._read_anew()  # what was kept under other techniques may not fit
         elif not self.cached:
             self._read_anew()
-        noise = model.noise(self._generator)
-        if not self._past:
-            x0 = self._opened(noise)
-        elif model.manifest.sampler == "renoise":
-            x0 = renoise(self, noise, model.times(steps), self.cond, generator=self._generator)
-        else:
-            x0 = euler(self, noise, model.times(steps), self.cond)
+        x0 = self._followed(steps) if self._past else self._opened()
         self._moving = None
         self._past.append(x0)
         self._unread = x0 if self._past else None
@@ -84,21 +78,33 @@ class Rolling:
             return self._predict(x_t, t, cond)
         return self._moving(partial(self._predict, x_t, t, cond), x_t, t)
 
-    def _opened(self, noise: Tensor) -> Tensor:
+    def part(self, steps: int) -> float:
+        """Which share of the next chunk's tokens will be computed after its first step: all of them until the window is
+        full (what an opening has wrong is mended in the chunks after it), and where there is no second step."""
+        return self.share if steps > 1 and self._past and self.full else 1.0
+
+    def _followed(self, steps: int) -> Tensor:
+        """A chunk with a past."""
+        noise, times = self.model.noise(self._generator), self.model.times(steps)
+        if self.model.manifest.sampler == "renoise":
+            return renoise(self, noise, times, self.cond, generator=self._generator)
+        return euler(self, noise, times, self.cond)
+
+    def _opened(self) -> Tensor:
         """A chunk without a past, which has nothing to go by but its prompt: it takes more steps, each from fresh
         noise, which washes out what does not belong there and would otherwise grow to one object too many."""
         model, generator = self.model, self._generator
-        noise = torch.cat([noise, *(model.noise(generator) for _ in range(self.candidates - 1))])
+        noise = torch.cat([model.noise(generator) for _ in range(self.candidates)])
         chunks = renoise(self, noise, model.opening, self.cond, generator=generator)
         return chunks if len(chunks) == 1 else best(self, chunks, self.cond, model.condition(EXAMPLE), generator)
 
     def _begun(self, steps: int) -> Moving | None:
         """The calls of the next chunk, held against the last frame of the one before; None: all is computed."""
-        if self.share == 1 or steps == 1 or not self._past or not self.full:
+        if (share := self.part(steps)) == 1:
             return None
         before = self._past[-1]
         assert self.model.parts is not None
-        return Moving(self.model.parts, self.schedule, before[:, :, -1:].expand_as(before), self.share)
+        return Moving(self.model.parts, self.schedule, before[:, :, -1:].expand_as(before), share)
 
     def _predict(self, x_t: Tensor, t: Time, cond: Any) -> Tensor:
         model, known, self._unread = self.model, self._unread, None

@@ -322,6 +322,7 @@ class Session:
                 self._rolling.turn(turn, self._on_prompt)
             self._rolling.cached, self._rolling.share = self._tricks[WINDOW], level.share
             self._rolling.candidates = CANDIDATES if self._tricks[CHOOSE] else 1
+            level = replace(level, share=self._rolling.part(level.steps))  # what it comes to, which viewers are told
             latents = self._rolling.chunk(level.steps)
             finish(self.model.device)  # so that it is this chunk's time which is measured
         frames = self.model.frames_per_latent * (latents.shape[2] - cut) + cut
