@@ -61,3 +61,10 @@ def test_a_session_chooses_unless_it_is_told_not_to() -> None:
         list(islice(stream, 8))
     assert asked[-1] == 1
     assert CANDIDATES in asked
+
+
+def test_a_viewer_is_told_what_an_opening_took() -> None:
+    model = live_model()
+    with Session(model, "a red ring", seed=3, paced=False, off=("adapt",)) as session:
+        steps = [chunk.work["steps"] for chunk in islice(session, 3)]
+    assert steps == [2 * model.steps, model.steps, model.steps]

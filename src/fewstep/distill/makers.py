@@ -17,6 +17,7 @@ from fewstep.distill.methods.backward import Rollout, Stepping
 from fewstep.distill.methods.causal_kd import CausalKD, whole_chunks
 from fewstep.distill.methods.consistency import Consistency, Shrinking
 from fewstep.distill.methods.discriminator import FeatureDiscriminator
+from fewstep.distill.methods.dmd import DMD
 from fewstep.distill.methods.dmd2 import DMD2
 from fewstep.distill.methods.f_distill import Divergence, FDistill
 from fewstep.distill.methods.finetune import Finetune
@@ -173,6 +174,17 @@ def dmd2(
 ) -> DMD2:
     rollout = given.rollout(simulated)
     return DMD2(given.student, given.teacher, given.critic, rollout, critic_steps, guided=guided).checked(given.batch)
+
+
+def dmd(
+    given: Given,
+    *,
+    critic_steps: int = 2,
+    simulated: bool = True,
+    guided: tuple[float, float] = EVERYWHERE,
+    weight: float = 0.25,
+) -> DMD:
+    return DMD(dmd2(given, critic_steps=critic_steps, simulated=simulated, guided=guided), weight, given.distance)
 
 
 def dmd2_gan(

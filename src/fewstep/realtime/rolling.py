@@ -83,6 +83,10 @@ class Rolling:
         full (what an opening has wrong is mended in the chunks after it), and where there is no second step."""
         return self.share if steps > 1 and self._past and self.full else 1.0
 
+    def takes(self, steps: int) -> int:
+        """How many the next chunk will take: those of an opening where it has no past."""
+        return steps if self._past else len(self.model.opening) - 1
+
     def _followed(self, steps: int) -> Tensor:
         """A chunk with a past."""
         noise, times = self.model.noise(self._generator), self.model.times(steps)

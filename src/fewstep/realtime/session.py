@@ -70,7 +70,7 @@ class Stats:
         jitter_ms: p99 − p50 of how late chunks were.
         missed: chunks that were not ready in time.
         dropped: chunks that a viewer did not take in time.
-        steps: of the last chunk.
+        steps: of the last chunk; an opening's are more.
         load: share of the time that work takes.
         window_mb: keys and values.
         said: what the controller did last.
@@ -322,7 +322,7 @@ class Session:
                 self._rolling.turn(turn, self._on_prompt)
             self._rolling.cached, self._rolling.share = self._tricks[WINDOW], level.share
             self._rolling.candidates = CANDIDATES if self._tricks[CHOOSE] else 1
-            level = replace(level, share=self._rolling.part(level.steps))  # what it comes to, which viewers are told
+            taken, share = self._rolling.takes(level.steps), self._rolling.part(level.steps)
             latents = self._rolling.chunk(level.steps)
             finish(self.model.device)  # so that it is this chunk's time which is measured
         frames = self.model.frames_per_latent * (latents.shape[2] - cut) + cut
@@ -332,7 +332,7 @@ class Session:
             frames,
             self._prompt,
             cut,
-            level,
+            replace(level, steps=taken, share=share),  # what it came to, which viewers are told
             time.monotonic() - started,
             self._rolling.window_bytes,
         )
