@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, get_type_hints
 
 from fewstep.distill import makers
@@ -83,6 +84,7 @@ EITHER: tuple[Stepping, ...] = ("euler", "renoise")
 BETAS = (0.0, 0.99)  # of DMD2: no momentum where two networks chase each other
 CRITIC = {"critic": 2e-4}
 CRITICS = {"critic": 2e-4, "discriminator": 2e-4}
+matching = partial(Card, networks=3, least_batch=64, rate=5e-5, rates=CRITIC, betas=BETAS)  # of a critic's scores
 
 CATALOG: dict[str, Card] = {
     "kd": Card(
@@ -189,75 +191,52 @@ CATALOG: dict[str, Card] = {
         least_batch=64,
         two_times=True,
     ),
-    "dmd": Card(
+    "dmd": matching(
         makers.dmd,
         "Distribution matching with regression (DMD)",
         "arXiv 2311.18828",
         "paths",
         EITHER,
-        networks=3,
         cost=17,
         when="After kd on the same paths: sharpens as dmd2 does, and they keep it from looking ever more alike.",
-        least_batch=64,
-        rate=5e-5,
-        rates=CRITIC,
-        betas=BETAS,
     ),
-    "dmd2": Card(
+    "dmd2": matching(
         makers.dmd2,
         "Distribution matching (DMD2) without a discriminator",
         "arXiv 2405.14867",
         "prompts",
         EITHER,
-        networks=3,
         cost=26,
         when="The last rung: sharpens one to four steps from prompts alone. Watch diversity.",
-        least_batch=64,
-        rate=5e-5,
-        rates=CRITIC,
-        betas=BETAS,
     ),
-    "dmd2_gan": Card(
+    "dmd2_gan": matching(
         makers.dmd2_gan,
         "Distribution matching (DMD2) with a discriminator",
         "arXiv 2405.14867",
         "latents",
         EITHER,
-        networks=3,
         cost=39,
         when="As dmd2, where real pictures or many teacher samples are at hand to pass the teacher.",
-        least_batch=64,
-        rate=5e-5,
         rates=CRITICS,
-        betas=BETAS,
     ),
-    "f_distill": Card(
+    "f_distill": matching(
         makers.f_distill,
         "f-distill",
         "arXiv 2502.15681",
         "latents",
         EITHER,
-        networks=3,
         cost=39,
         when="As dmd2_gan, where its diversity falls: the Jensen-Shannon divergence seeks modes less.",
-        least_batch=64,
-        rate=5e-5,
         rates=CRITICS,
-        betas=BETAS,
     ),
-    "sid": Card(
+    "sid": matching(
         makers.sid,
         "Score identity distillation",
         "arXiv 2404.04057",
         "prompts",
         EITHER,
-        networks=3,
         cost=15,
         when="In place of dmd2, with fewer critic steps and more memory: gradients pass through all networks.",
-        least_batch=64,
-        rate=5e-5,
-        rates=CRITIC,
-        betas=BETAS,
     ),
     "ladd": Card(
         makers.ladd,
@@ -273,20 +252,15 @@ CATALOG: dict[str, Card] = {
         rates={"discriminator": 2e-4},
         betas=BETAS,
     ),
-    "rcm": Card(
+    "rcm": matching(
         makers.rcm,
         "Score-regularised consistency",
         "arXiv 2510.08431",
         "latents",
         RENOISED,
-        networks=3,
         cost=36,
         when="One to four steps at once with more diversity than dmd2, where derivatives can be taken.",
-        least_batch=64,
         jvp=True,
-        rate=5e-5,
-        rates=CRITIC,
-        betas=BETAS,
     ),
     "causal_kd": Card(
         makers.causal_kd,
@@ -300,19 +274,14 @@ CATALOG: dict[str, Card] = {
         with_data=True,
         video=True,
     ),
-    "self_forcing": Card(
+    "self_forcing": matching(
         makers.self_forcing,
         "Self-Forcing: distribution matching on the student's own rollouts",
         "arXiv 2506.08009",
         "prompts",
         RENOISED,
-        networks=3,
         cost=30,
         when="The second rung of live video: mends what the student's own past does to it.",
-        least_batch=64,
-        rate=5e-5,
-        rates=CRITIC,
-        betas=BETAS,
         video=True,
     ),
 }

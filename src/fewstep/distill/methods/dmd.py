@@ -50,10 +50,11 @@ class DMD:
         return self.dmd2.frozen
 
     def updates(self, batch: PathBatch, generator: torch.Generator) -> Iterator[Update]:
-        for _ in range(self.dmd2.critic_steps):
-            yield from self.dmd2.critic_updates(batch, generator)
-        loss = self.dmd2.student_loss(batch, generator) + self.weight * self.regression(batch, generator)
-        yield Update("student", self.dmd2.student.module, loss)
+        return self.dmd2.updates(batch, generator, self.student_loss)
+
+    def student_loss(self, batch: PathBatch, generator: torch.Generator) -> Tensor:
+        """The student's loss, a scalar."""
+        return self.dmd2.student_loss(batch, generator) + self.weight * self.regression(batch, generator)
 
     def regression(self, batch: PathBatch, generator: torch.Generator) -> Tensor:
         """From a state of each path, drawn evenly among the student's times, to the path's end: a scalar."""

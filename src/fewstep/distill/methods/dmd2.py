@@ -24,6 +24,7 @@ from fewstep.distill.methods.scores import EVERYWHERE, Critic, GuidedWithin, Lev
 from fewstep.errors import InputError
 
 Weigh = Callable[[Tensor, Tensor], Tensor]  # logits (batch, n) of the student's samples, and their t -> (batch,)
+StudentLoss = Callable[[PathBatch, torch.Generator], Tensor]
 
 
 def kl_gradient(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
@@ -93,10 +94,14 @@ class DMD2:
         self._teacher.check(batch.states[:, -1], batch.cond)
         return self
 
-    def updates(self, batch: PathBatch, generator: torch.Generator) -> Iterator[Update]:
+    def updates(
+        self, batch: PathBatch, generator: torch.Generator, student_loss: StudentLoss | None = None
+    ) -> Iterator[Update]:
+        """An iteration; `student_loss` is that of a method which builds on this one."""
         for _ in range(self.critic_steps):
             yield from self.critic_updates(batch, generator)
-        yield Update("student", self.student.module, self.student_loss(batch, generator))
+        loss = (student_loss or self.student_loss)(batch, generator)
+        yield Update("student", self.student.module, loss)
 
     def critic_updates(self, batch: PathBatch, generator: torch.Generator) -> Iterator[Update]:
         """One update of the critic, and of the discriminator, both on the same new samples of the student."""

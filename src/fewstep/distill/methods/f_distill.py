@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -92,10 +93,7 @@ class FDistill:
         return self.dmd2.frozen
 
     def updates(self, batch: PathBatch, generator: torch.Generator) -> Iterator[Update]:
-        for _ in range(self.dmd2.critic_steps):
-            yield from self.dmd2.critic_updates(batch, generator)
-        loss = self.dmd2.student_loss(batch, generator, weigh=self.weights)
-        yield Update("student", self.dmd2.student.module, loss)
+        return self.dmd2.updates(batch, generator, partial(self.dmd2.student_loss, weigh=self.weights))
 
     def weights(self, logits: Tensor, t: Tensor) -> Tensor:
         """h of each sample, of mean 1, from logits (batch, n) at t (batch,): (batch,). Updates the running means."""
