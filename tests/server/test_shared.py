@@ -19,7 +19,6 @@ from fewstep.realtime import Session
 from fewstep.server.config import ModelEntry
 from fewstep.server.engine import OWN, Engine, Shot, Work
 from fewstep.server.shared import live_entry, techniques_of
-from fewstep.server.turns import FairLock
 from tests.server.live.student import save_student
 
 CALL = Work("tiny", OWN, size=(16, 16), frames=9)
@@ -145,50 +144,6 @@ def test_nothing_is_compiled_for_a_call(engine: Engine) -> None:
         assert not graphs
     linear(torch.ones(1, 2))
     assert graphs == [1]
-
-
-def test_whoever_waits_longest_is_next() -> None:
-    lock, order = FairLock(), list[int]()
-
-    def take(number: int) -> None:
-        with lock, lock:  # twice, as an RLock
-            order.append(number)
-
-    threads = [threading.Thread(target=take, args=(number,)) for number in range(5)]
-    with lock:
-        for count, thread in enumerate(threads):
-            thread.start()
-            while len(lock._waiting) <= count:
-                time.sleep(0.001)
-        with lock:
-            lock.give_way()
-            assert order == [0, 1, 2, 3, 4]
-        assert lock._owner == threading.get_ident()
-    for thread in threads:
-        thread.join()
-    assert lock._owner is None
-    lock.acquire()
-    lock.give_way()  # to nobody
-    lock.release()
-
-
-def test_a_thread_without_a_pause_does_not_starve_the_others() -> None:
-    lock, ended, turns = FairLock(), threading.Event(), [0, 0]
-
-    def work(who: int) -> None:
-        while not ended.is_set():
-            with lock:
-                turns[who] += 1
-                time.sleep(0.001)
-
-    threads = [threading.Thread(target=work, args=(who,)) for who in (0, 1)]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.2)
-    ended.set()
-    for thread in threads:
-        thread.join()
-    assert min(turns) > 0.4 * sum(turns)
 
 
 def test_the_live_model_is_found_by_its_manifest(folder: Path) -> None:

@@ -23,6 +23,7 @@ from fewstep.models.trace import TracedDenoiser, trace
 from fewstep.realtime.decode import SmallStream, Stream, StreamDecoder, check_streams
 from fewstep.realtime.regions import Parts
 from fewstep.realtime.tricks import tricks_of
+from fewstep.realtime.turns import FairLock
 from fewstep.techniques import Engaged, Parallel, Technique
 from fewstep.techniques.parallel.processes import Peers
 
@@ -34,6 +35,9 @@ KNOWN = 16  # prompts whose conditions are kept
 @dataclass(eq=False)
 class LiveModel:
     """What sessions share. Only one of them denoises at a time, and one decodes, which `lock` and `decoding` see to.
+
+    A chunk without a past takes long, and gives way to those of other sessions between its steps. One such chunk is
+    made at a time, or the first of many viewers would wait for the last: `openings`, taken before `lock`, sees to it.
 
     Attributes:
         pipe: the diffusers pipeline of a causal student.
@@ -55,7 +59,8 @@ class LiveModel:
     techniques: dict[str, Technique] = field(default_factory=dict)
     small: nn.Module | None = None
     parts: Parts | None = None
-    lock: Any = field(default_factory=threading.RLock)
+    lock: FairLock = field(default_factory=FairLock)
+    openings: FairLock = field(default_factory=FairLock)
     decoding: Any = field(default_factory=threading.RLock)
     changes: int = 0
     warm_since: int | None = None
@@ -153,8 +158,10 @@ class LiveModel:
             return self.denoiser.condition(prompt=prompt, generator=torch.Generator().manual_seed(0))
 
     def put_on(self, names: frozenset[str]) -> None:
-        """Exactly these techniques, and no others, work from now on."""
-        with self.lock, self.decoding:
+        """Exactly these techniques, and no others, work from now on, or from the end of an opening on."""
+        if frozenset(self.engaged) == names:
+            return
+        with self.openings, self.lock, self.decoding:
             if frozenset(self.engaged) == names:
                 return
             self.changes += 1

@@ -7,6 +7,7 @@ a chunk are n calls.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -30,12 +31,14 @@ class Rolling:
         prompt, cond: what the next chunk is told; set by `turn`.
         cached: keys and values of the past are kept; without, the past is computed anew for every chunk.
         candidates: of a chunk without a past; see `opening`.
+        between: called before each step of a chunk without a past, which takes long; others may denoise then.
         share: of a chunk's tokens, those that are to be computed after its first step; see `part`.
     """
 
     def __init__(self, model: LiveModel, prompt: str, seed: int) -> None:
         self.model, self.cond, self.cached, self.share = model, model.condition(prompt), True, 1.0
         self.candidates = 1
+        self.between: Callable[[], None] | None = None
         self._generator = torch.Generator().manual_seed(seed)
         self.prompt, self._changes = prompt, model.changes
         self._window, self._past = Window(model.causal.chunks), deque[Tensor](maxlen=self._most())
@@ -74,6 +77,8 @@ class Rolling:
 
     def __call__(self, x_t: Tensor, t: Time, cond: Any = None) -> Tensor:
         """The model's prediction for a chunk x_t after all of the past."""
+        if self.between is not None and not self._past:
+            self.between()
         if self._moving is None:
             return self._predict(x_t, t, cond)
         return self._moving(partial(self._predict, x_t, t, cond), x_t, t)

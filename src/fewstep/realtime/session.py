@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from queue import Empty, Full, Queue
 from typing import Any, get_args
@@ -314,12 +315,13 @@ class Session:
         started, counts = time.monotonic(), self._counts
         level = self._level
         self._clock.run_at(level.fps, counts.scheduled)
-        with self.model.lock:
-            cut = counts.scheduled == 0
+        cut = counts.scheduled == 0 or (turn is not None and self._on_prompt == "cut")
+        with self.model.openings if cut else nullcontext(), self.model.lock:
             if turn is not None:
                 self._prompt = turn
-                cut = cut or self._on_prompt == "cut"
                 self._rolling.turn(turn, self._on_prompt)
+            alone = self.model.peers is None  # several processes do one thing after another
+            self._rolling.between = self.model.lock.give_way if cut and alone else None
             self._rolling.cached, self._rolling.share = self._tricks[WINDOW], level.share
             self._rolling.candidates = CANDIDATES if self._tricks[CHOOSE] else 1
             taken, share = self._rolling.takes(level.steps), self._rolling.part(level.steps)

@@ -20,7 +20,6 @@ from fewstep.models.manifest import Manifest
 from fewstep.realtime import LiveModel, Session
 from fewstep.recipe import Recipe
 from fewstep.server.config import ModelEntry
-from fewstep.server.turns import FairLock
 from fewstep.techniques import Compile, FewStep, Precision, Stage, Technique
 
 WARM_UP, PROMPT = 3, "a"  # chunks until nothing is compiled any more, and what they show
@@ -29,16 +28,15 @@ Between = Callable[[], None]
 
 @dataclass(eq=False)
 class SharedModel(LiveModel):
-    """A live model whose pipeline is also called as a whole.
+    """A live model whose pipeline is also called as a whole. A call has the lock of the denoiser, as sessions do, and
+    gives way between its steps.
 
     Its `pipe` is a second pipeline over the same parts, since a call writes to its pipeline and to the scheduler.
 
     Attributes:
-        lock: of the denoiser. A whole call has it too, and gives way between its steps.
         calls: held by a whole call to its end, and by whoever changes the techniques, which no call would survive.
     """
 
-    lock: FairLock = field(default_factory=FairLock)
     calls: Any = field(default_factory=threading.RLock)
 
     @classmethod
@@ -73,7 +71,10 @@ class SharedModel(LiveModel):
         Without a recipe the sessions' techniques stay on, and chunks are made between the steps. With one, sessions
         wait for the end of the call, and compile anew after it.
         """
-        with self.calls, self.lock, ExitStack() as undo:
+        with self.calls, ExitStack() as undo:
+            if recipe is not None:  # it waits for the end of an opening, as whoever changes techniques
+                undo.enter_context(self.openings)
+            undo.enter_context(self.lock)
             if recipe is None:
                 # Each number of frames would be compiled for, and all sessions would wait for that.
                 undo.enter_context(torch.compiler.set_stance("force_eager"))
