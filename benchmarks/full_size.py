@@ -56,7 +56,7 @@ from fewstep.models.trace import trace
 from fewstep.models.window import Chunks
 from fewstep.realtime import LiveModel, Session
 from fewstep.realtime.regions import Parts
-from fewstep.realtime.session import Chunk
+from fewstep.realtime.told import Chunk
 from fewstep.realtime.tricks import ADAPT, REGIONS
 from fewstep.techniques import Compile, Precision, Quantize
 from fewstep.zoo.shapes.scenes import vocabulary

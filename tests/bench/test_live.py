@@ -10,7 +10,7 @@ import pytest
 
 from fewstep.bench.live import Kept, drift, kept, show, throughput, watch
 from fewstep.realtime import Session
-from fewstep.realtime.session import Chunk
+from fewstep.realtime.told import Chunk
 from fewstep.zoo.moving.render import render
 from fewstep.zoo.tasks import task
 from tests.realtime.live import live_model

@@ -16,7 +16,7 @@ from fewstep.bench import served
 from fewstep.bench.process import Server, free_port, serving, wait
 from fewstep.bench.served import Viewer, unpack
 from fewstep.errors import FewstepError, MachineError
-from fewstep.realtime.session import Chunk
+from fewstep.realtime.told import Chunk
 from fewstep.server.config import ModelEntry
 from fewstep.server.engine import Engine
 from fewstep.server.live import encode, pack

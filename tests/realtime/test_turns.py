@@ -11,7 +11,7 @@ import torch
 from fewstep.realtime import Session
 from fewstep.realtime.opening import CANDIDATES, NOISES, TIMES
 from fewstep.realtime.rolling import Rolling
-from fewstep.realtime.turns import FairLock
+from fewstep.realtime.turns import FairLock, HalfTheTime
 from fewstep.techniques import Precision
 from tests.realtime.live import live_model
 
@@ -27,7 +27,7 @@ def test_whoever_waits_longest_is_next() -> None:
     with lock:
         for count, thread in enumerate(threads):
             thread.start()
-            while len(lock._waiting) <= count:
+            while lock.waiting <= count:
                 time.sleep(0.001)
         with lock:
             lock.give_way()
@@ -39,6 +39,53 @@ def test_whoever_waits_longest_is_next() -> None:
     lock.acquire()
     lock.give_way()  # to nobody
     lock.release()
+
+
+def test_one_of_those_who_wait_is_let_in() -> None:
+    lock, order = FairLock(), list[int]()
+
+    def take(number: int) -> None:
+        with lock:
+            order.append(number)
+
+    threads = [threading.Thread(target=take, args=(number,)) for number in range(3)]
+    with lock:
+        for count, thread in enumerate(threads, start=1):
+            thread.start()
+            while lock.waiting < count:
+                time.sleep(0.001)
+        lock.give_way(most=1)
+        assert order == [0]
+        lock.give_way(most=1)
+        assert order == [0, 1]
+        assert lock.waiting == 1
+    for thread in threads:
+        thread.join()
+    assert order == [0, 1, 2]
+
+
+def test_others_get_half_of_the_time_however_long_their_turns_are() -> None:
+    lock, ended, theirs = FairLock(), threading.Event(), list[float]()
+
+    def work() -> None:
+        while not ended.is_set():
+            with lock:
+                time.sleep(0.02)
+                theirs.append(0.02)
+
+    with lock:
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        between = HalfTheTime(lock)
+        for _ in range(200):
+            between()
+            time.sleep(0.002)
+        taken = sum(theirs)
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert 0.2 < taken < 0.7  # of 0.4 of its own
 
 
 def test_a_thread_without_a_pause_does_not_starve_the_others() -> None:
@@ -106,7 +153,7 @@ def begun(model):
             calls.append(1)
             inside.set()
             end = time.monotonic() + 5
-            while len(calls) == 1 and not (model.lock._waiting or model.openings._waiting) and time.monotonic() < end:
+            while len(calls) == 1 and not (model.lock.waiting or model.openings.waiting) and time.monotonic() < end:
                 time.sleep(0.001)
             return denoiser(*given)
 
@@ -138,3 +185,26 @@ def test_another_opening_and_other_techniques_wait_for_its_end() -> None:
     session, calls = begun(model)
     with session, model.openings:
         assert len(calls) >= CALLS
+
+
+def test_an_opening_is_not_chosen_among_several_while_others_wait_and_says_so() -> None:
+    def first(**options):
+        """What the first chunks of a session cost, beside another one that waits to open."""
+        model = live_model()
+        other = threading.Thread(target=lambda: model.openings.acquire() or model.openings.release())
+        with model.openings:
+            session = Session(model, "a red ring", seed=4, paced=False, **options)
+            for waiting, start in enumerate((lambda: None, other.start)):
+                start()
+                while model.openings.waiting <= waiting:
+                    time.sleep(0.001)
+        with session:
+            costs = [chunk.work["candidates"] for chunk in islice(session, 2)]
+        other.join()
+        return costs
+
+    assert first() == [1, 1]
+    assert first(off=("adapt",)) == [CANDIDATES, 1]
+    model = live_model()
+    with Session(model, "a red ring", seed=4, paced=False) as alone:
+        assert [chunk.work["candidates"] for chunk in islice(alone, 2)] == [CANDIDATES, 1]

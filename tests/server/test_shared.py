@@ -95,7 +95,7 @@ def test_a_chunk_waits_for_one_step_of_a_call_and_not_for_its_end(engine: Engine
         order.append(f"step {done}")
         waiting.set()
         end = time.monotonic() + 5
-        while not (entered.is_set() or model.lock._waiting) and time.monotonic() < end:
+        while not (entered.is_set() or model.lock.waiting) and time.monotonic() < end:
             time.sleep(0.001)
 
     thread = threading.Thread(target=chunk)

@@ -14,7 +14,7 @@ from fewstep.distill.decoder import small_decoder
 from fewstep.errors import InputError
 from fewstep.models.load import SMALL_DECODER, load
 from fewstep.realtime import LiveModel
-from fewstep.realtime.session import Chunk
+from fewstep.realtime.told import Chunk
 from fewstep.server.config import ModelEntry
 from fewstep.server.engine import Engine
 from fewstep.server.live import Busy

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fewstep.realtime import LiveModel, Session
 from fewstep.realtime.decode import Frames
-from fewstep.realtime.session import Chunk
+from fewstep.realtime.told import Chunk
 from fewstep.zoo.moving.oracle import answers, read, still_answers
 from fewstep.zoo.moving.scenes import FRAMES, Ask
 

@@ -23,7 +23,7 @@ from PIL import Image
 from fewstep.bench.live import Watched, rate, show
 from fewstep.bench.process import Server
 from fewstep.errors import FewstepError, MachineError
-from fewstep.realtime.session import Chunk
+from fewstep.realtime.told import Chunk
 
 SILENCE = 60.0  # seconds without a message, after which a server is given up
 FPS = 16.0  # until the server says its own

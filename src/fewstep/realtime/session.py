@@ -15,7 +15,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from queue import Empty, Full, Queue
@@ -26,67 +26,21 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError, InputError, bad_value
 from fewstep.machine import compute_with, finish, queue_of_its_own
-from fewstep.realtime.decode import Frames, Stream, to_bytes
+from fewstep.realtime.decode import Stream, to_bytes
 from fewstep.realtime.model import LiveModel
 from fewstep.realtime.opening import CANDIDATES
 from fewstep.realtime.pace import SLOWEST, Controller, FrameClock, Level, levels
 from fewstep.realtime.peers import stream
 from fewstep.realtime.regions import SHARE
 from fewstep.realtime.rolling import OnPrompt
+from fewstep.realtime.told import Chunk, Stats
 from fewstep.realtime.tricks import ADAPT, CHOOSE, OFF, OVERLAP, REGIONS, SMALL, WINDOW
+from fewstep.realtime.turns import HalfTheTime
 from fewstep.realtime.warm import warm
 
 AHEAD = 3  # chunks that are made before they are due, and as many wait for a viewer
+CROWD = 2  # others who wait for the model: an opening is then not chosen among several
 POLL = 0.05  # seconds between looks at whether the session was closed
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Frames that follow one another.
-
-    Attributes:
-        frames: RGB bytes (n, height, width, 3).
-        index: of the first of them since the session began.
-        prompt: what they show.
-        due: seconds after the session's first frame at which the first of them is to be shown.
-        work: what they cost: steps, the share of the tokens after the first of them, milliseconds of denoising and
-            decoding, megabytes of the window; and `fps`, the frames a second that they are to be shown at.
-    """
-
-    frames: Frames
-    index: int
-    prompt: str
-    due: float
-    work: Mapping[str, float | int | str]
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What a session did so far.
-
-    Attributes:
-        frames: delivered or dropped.
-        fps: frames a second that the last chunks were made at, if nothing had been waited for.
-        first_frame_s: seconds from the start of the session to its first frame.
-        jitter_ms: p99 − p50 of how late chunks were.
-        missed: chunks that were not ready in time.
-        dropped: chunks that a viewer did not take in time.
-        steps: of the last chunk; an opening's are more.
-        load: share of the time that work takes.
-        window_mb: keys and values.
-        said: what the controller did last.
-    """
-
-    frames: int
-    fps: float
-    first_frame_s: float | None
-    jitter_ms: float
-    missed: int
-    dropped: int
-    steps: int
-    load: float
-    window_mb: float
-    said: str
 
 
 @dataclass(frozen=True)
@@ -99,6 +53,7 @@ class _Made:
     prompt: str
     cut: bool
     level: Level
+    candidates: int
     denoise: float
     window: int
 
@@ -297,6 +252,12 @@ class Session:
         level = self._controller.now if self._tricks[ADAPT] else self._controller.levels[0]
         return replace(level, share=SHARE) if self._tricks.get(REGIONS) and level.steps > 1 else level
 
+    @property
+    def _candidates(self) -> int:
+        """Of an opening; one where others wait, unless time does not count."""
+        crowded = self._tricks[ADAPT] and (self.model.openings.waiting > 0 or self.model.lock.waiting >= CROWD)
+        return CANDIDATES if self._tricks[CHOOSE] and not crowded else 1
+
     def _wait(self) -> None:
         """Until the next chunk's work is due; unpaced, until there is room for it."""
         if self._paced:
@@ -321,9 +282,9 @@ class Session:
                 self._prompt = turn
                 self._rolling.turn(turn, self._on_prompt)
             alone = self.model.peers is None  # several processes do one thing after another
-            self._rolling.between = self.model.lock.give_way if cut and alone else None
+            self._rolling.between = HalfTheTime(self.model.lock) if cut and alone else None
             self._rolling.cached, self._rolling.share = self._tricks[WINDOW], level.share
-            self._rolling.candidates = CANDIDATES if self._tricks[CHOOSE] else 1
+            candidates = self._rolling.candidates = self._candidates if cut else 1
             taken, share = self._rolling.takes(level.steps), self._rolling.part(level.steps)
             latents = self._rolling.chunk(level.steps)
             finish(self.model.device)  # so that it is this chunk's time which is measured
@@ -335,6 +296,7 @@ class Session:
             self._prompt,
             cut,
             replace(level, steps=taken, share=share),  # what it came to, which viewers are told
+            candidates,
             time.monotonic() - started,
             self._rolling.window_bytes,
         )
@@ -367,6 +329,7 @@ class Session:
         work: dict[str, float | int | str] = {
             "steps": made.level.steps,
             "share": made.level.share,
+            "candidates": made.candidates,
             "fps": made.level.fps,
             "denoise_ms": round(1000 * made.denoise, 1),
             "decode_ms": round(1000 * decode, 1),

@@ -1,8 +1,9 @@
-"""A lock that is fair: whoever waits longest has it next, and who holds it long can let the others in between."""
+"""Whose turn it is: a lock whose next holder is who waits longest, and how one that holds it long shares the time."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 
 
@@ -32,23 +33,33 @@ class FairLock:
     def release(self) -> None:
         with self._guard:
             self._depth -= 1
-            if self._depth:
-                return
-            self._owner = None
-            if self._waiting:
-                self._owner, turn = self._waiting.popleft()
-                self._depth = 1
-                turn.release()
+            if self._depth == 0:
+                self._hand_over()
 
-    def give_way(self) -> None:
-        """Let everyone who waits now have a turn; the lock is the caller's before and after."""
+    def give_way(self, most: int | None = None) -> None:
+        """Let everyone who waits now have a turn, or so many of them; the lock is the caller's before and after."""
         with self._guard:
             if not self._waiting:
                 return
-            depth, self._depth = self._depth, 1
-        self.release()
-        self.acquire()
+            depth, turn = self._depth, threading.Lock()
+            turn.acquire()
+            self._waiting.insert(len(self._waiting) if most is None else most, (threading.get_ident(), turn))
+            self._hand_over()
+        turn.acquire()
         self._depth = depth
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for it."""
+        return len(self._waiting)
+
+    def _hand_over(self) -> None:
+        """To who waits longest, if anybody does; under the guard."""
+        self._owner = None
+        if self._waiting:
+            self._owner, turn = self._waiting.popleft()
+            self._depth = 1
+            turn.release()
 
     def __enter__(self) -> FairLock:
         self.acquire()
@@ -56,3 +67,18 @@ class FairLock:
 
     def __exit__(self, *error: object) -> None:
         self.release()
+
+
+class HalfTheTime:
+    """Called again and again by who holds the lock for long: lets one who waits have a turn, once the caller has worked
+    as long as the last one took. So neither starves, however short the turns of either are."""
+
+    def __init__(self, lock: FairLock) -> None:
+        self._lock, self._took, self._since = lock, 0.0, time.monotonic()
+
+    def __call__(self) -> None:
+        left = time.monotonic()
+        if left - self._since >= self._took:
+            self._lock.give_way(most=1)
+            self._since = time.monotonic()
+            self._took = self._since - left

@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fewstep.errors import InputError, bad_value
-from fewstep.realtime.session import Chunk
+from fewstep.realtime.told import Chunk
 
 Source: TypeAlias = Literal["live", "teacher"]
 Format: TypeAlias = Literal["jpeg", "webp"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import FewstepError, InputError, MachineError
-from fewstep.realtime.session import Chunk
+from fewstep.realtime.told import Chunk
 from fewstep.server.live import (
     Busy,
     Live,

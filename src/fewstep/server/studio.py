@@ -19,7 +19,7 @@ from fewstep.errors import InputError
 from fewstep.machine import Machine, compute_with
 from fewstep.models.load import SMALL_DECODER, resolve
 from fewstep.realtime import LiveModel, Session
-from fewstep.realtime.session import Chunk
+from fewstep.realtime.told import Chunk
 from fewstep.realtime.tricks import tricks_of
 from fewstep.server.config import ModelEntry
 from fewstep.server.live import Busy, Figures

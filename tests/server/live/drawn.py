@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.errors import InputError
-from fewstep.realtime.session import Chunk
+from fewstep.realtime.told import Chunk
 from fewstep.server.live import Busy
 from fewstep.zoo.moving import scenes
 from fewstep.zoo.moving.answering import sample_answer

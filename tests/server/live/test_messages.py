@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fewstep.realtime.session import Chunk
+from fewstep.realtime.told import Chunk
 from fewstep.server.live import ENCODERS, Malformed, Shown, Start, encode, pack, plain, read
 from fewstep.server.web.feed import Outbox
 from fewstep.server.web.origin import is_loopback, may_connect

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from fewstep.errors import InputError, bad_value
-from fewstep.realtime.session import Chunk
+from fewstep.realtime.told import Chunk
 from fewstep.server.live import Busy, Malformed, Source, Start, Studio
 
 Wish: TypeAlias = Start  # what a teacher is to show: the prompt and the seed of a session
