@@ -198,7 +198,7 @@ CATALOG: dict[str, Card] = {
         "paths",
         EITHER,
         cost=17,
-        when="After kd on the same paths: sharpens as dmd2 does, and they keep it from looking ever more alike.",
+        when="After kd on the same paths: sharpens as dmd2 does, and they hold it where it was.",
     ),
     "dmd2": matching(
         makers.dmd2,
