@@ -32,7 +32,7 @@ class Watched:
         first_frame_s: from the start of the session to its first frame.
         jitter_ms: p99 − p50 of the intervals between frames.
         missed: chunks that were not there when they were due; each moves all after it.
-        steps: of a chunk, on average.
+        steps: of a chunk after the first one, which takes its own, on average.
         load: share of the time that work took.
         window_mb: keys and values.
     """
@@ -66,7 +66,7 @@ class Shown:
             first_frame_s=first_frame_s,
             jitter_ms=float(np.percentile(gaps, 99) - np.percentile(gaps, 50)),
             missed=self.missed,
-            steps=float(np.mean(self.steps)),
+            steps=float(np.mean(self.steps[1:])),
             load=load,
             window_mb=window_mb,
         )
@@ -92,7 +92,7 @@ def show(chunks: Iterable[Chunk], fps: float, seconds: float) -> Shown:
             time.sleep(max(0.0, due - time.monotonic()))
             shown.append(time.monotonic())
         steps.append(float(chunk.work["steps"]))
-        if shown[-1] - shown[0] >= seconds and len(shown) > 2:
+        if shown[-1] - shown[0] >= seconds and len(steps) > 1 and len(shown) > 2:
             break
     return Shown(shown, steps, missed)
 
