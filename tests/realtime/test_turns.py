@@ -65,27 +65,31 @@ def test_one_of_those_who_wait_is_let_in() -> None:
 
 
 def test_others_get_half_of_the_time_however_long_their_turns_are() -> None:
-    lock, ended, theirs = FairLock(), threading.Event(), list[float]()
+    lock, ended, own, theirs = FairLock(), threading.Event(), list[float](), list[float]()
+
+    def rest(seconds: float, spent: list[float]) -> None:
+        began = time.monotonic()
+        time.sleep(seconds)
+        spent.append(time.monotonic() - began)
 
     def work() -> None:
         while not ended.is_set():
             with lock:
-                time.sleep(0.02)
-                theirs.append(0.02)
+                rest(0.02, theirs)
 
+    threads = [threading.Thread(target=work) for _ in range(3)]
     with lock:
-        threads = [threading.Thread(target=work) for _ in range(3)]
         for thread in threads:
             thread.start()
         between = HalfTheTime(lock)
         for _ in range(200):
             between()
-            time.sleep(0.002)
-        taken = sum(theirs)
+            rest(0.002, own)
+        share = sum(theirs) / (sum(own) + sum(theirs))
     ended.set()
     for thread in threads:
         thread.join()
-    assert 0.2 < taken < 0.7  # of 0.4 of its own
+    assert 0.35 < share < 0.6
 
 
 def test_a_thread_without_a_pause_does_not_starve_the_others() -> None:

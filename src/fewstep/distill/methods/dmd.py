@@ -2,26 +2,26 @@
 
 Distribution matching alone seeks the densest modes, and the longer it goes on the more its samples look alike. Here the
 student is also asked, from a state of each path, for the path's own end (equation 9): it may not forget what the
-teacher makes of other noise. Regression alone would blur; between the two, samples are sharp and differ.
+teacher makes of other noise. Regression alone blurs, so a large weight does too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.distill.data.samples import PathBatch
 from fewstep.distill.engine.loop import Update
 from fewstep.distill.losses import Distance
-from fewstep.distill.methods.dmd2 import DMD2
+from fewstep.distill.methods.dmd2 import DMD2, OnDMD2
 from fewstep.errors import InputError, bad_value
 
 
 @dataclass(frozen=True, eq=False)
-class DMD:
+class DMD(OnDMD2):
     """Distribution matching on the student's own samples, plus regression on the teacher's.
 
     Attributes:
@@ -40,14 +40,6 @@ class DMD:
     def __post_init__(self) -> None:
         if not self.weight > 0:
             raise InputError(bad_value("weight", "DMD", "above 0 (dmd2 is the same without regression)", self.weight))
-
-    @property
-    def modules(self) -> Mapping[str, nn.Module]:
-        return self.dmd2.modules
-
-    @property
-    def frozen(self) -> Mapping[str, nn.Module]:
-        return self.dmd2.frozen
 
     def updates(self, batch: PathBatch, generator: torch.Generator) -> Iterator[Update]:
         return self.dmd2.updates(batch, generator, self.student_loss)

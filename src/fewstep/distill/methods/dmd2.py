@@ -131,3 +131,17 @@ class DMD2:
         if weigh is not None:
             gradient = gradient * weigh(logits.detach(), t).to(x).view(-1, *[1] * (x.dim() - 1))
         return descend(x, gradient) + self.gan.student_loss(logits)
+
+
+class OnDMD2:
+    """What a method that is built on DMD2 has of it: the networks."""
+
+    dmd2: DMD2
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        return self.dmd2.modules
+
+    @property
+    def frozen(self) -> Mapping[str, nn.Module]:
+        return self.dmd2.frozen

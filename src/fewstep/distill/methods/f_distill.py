@@ -9,18 +9,18 @@ seeks modes; forward KL covers them, at the price of weights of high variance; J
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.distill.data.samples import PathBatch
 from fewstep.distill.engine.loop import Update
 from fewstep.distill.engine.roles import device_of
-from fewstep.distill.methods.dmd2 import DMD2
+from fewstep.distill.methods.dmd2 import DMD2, OnDMD2
 from fewstep.distill.methods.scores import flow_time
 from fewstep.errors import InputError, bad_value
 
@@ -46,7 +46,7 @@ def updated_means(means: Tensor, ratios: Tensor, bins: Tensor, decay: float) -> 
 
 
 @dataclass(frozen=True, eq=False)
-class FDistill:
+class FDistill(OnDMD2):
     """DMD2 with weights. In the mean over the student's samples r is 1 at every noise level, and what the discriminator
     says is made so: r is divided by its running mean in each of some bins of the level. Then h is divided by its mean.
 
@@ -83,14 +83,6 @@ class FDistill:
             raise InputError("f-distill needs a discriminator of kind 'softplus': its logits are the density ratio.")
         heads = self.dmd2.gan.module
         heads.register_buffer("mean_ratios", torch.ones(self.bins, device=device_of(heads)))
-
-    @property
-    def modules(self) -> Mapping[str, nn.Module]:
-        return self.dmd2.modules
-
-    @property
-    def frozen(self) -> Mapping[str, nn.Module]:
-        return self.dmd2.frozen
 
     def updates(self, batch: PathBatch, generator: torch.Generator) -> Iterator[Update]:
         return self.dmd2.updates(batch, generator, partial(self.dmd2.student_loss, weigh=self.weights))

@@ -9,18 +9,18 @@ The student is sampled by "renoise", in one to four steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.distill.data.paths import start_from
 from fewstep.distill.data.samples import PathBatch
 from fewstep.distill.engine.loop import Update
 from fewstep.distill.engine.roles import Swappable
 from fewstep.distill.methods.backward import guess, noised
-from fewstep.distill.methods.dmd2 import DMD2
+from fewstep.distill.methods.dmd2 import DMD2, OnDMD2
 from fewstep.distill.methods.scm import SCM
 from fewstep.distill.methods.scores import Levels, at_least_one
 from fewstep.errors import InputError, bad_value
@@ -67,7 +67,7 @@ class RandomRollout:
 
 
 @dataclass(frozen=True, eq=False)
-class RCM:
+class RCM(OnDMD2):
     """Both losses on one student, as means over the elements; the paper's weights are of sums, and mean the same.
 
     Attributes:
@@ -90,14 +90,6 @@ class RCM:
                 raise InputError(bad_value(name, "rCM", "0 or above", getattr(self, name)))
         if self.scm.teacher is None or self.scm.student.module is not self.dmd2.student.module:
             raise InputError("rCM needs an sCM with a teacher, and the same student in both methods.")
-
-    @property
-    def modules(self) -> Mapping[str, nn.Module]:
-        return self.dmd2.modules
-
-    @property
-    def frozen(self) -> Mapping[str, nn.Module]:
-        return self.dmd2.frozen
 
     def at(self, step: int, steps: int) -> RCM:
         return replace(self, scm=self.scm.at(step, steps))
