@@ -15,7 +15,8 @@ the last five seconds, and pieces from one second after another prompt was asked
 `--served` goes on through the socket: `fewstep serve` runs in a process of its own, and viewers measure from the prompt
 that they send to the frame in pixels. Frames a second are those of a server whose clock is at 120, without fewer steps
 under load; the rest is that of one at 16: the first frame of a new session (the median of several), one viewer for
-`--seconds`, `--viewers` of them at once for `--each`, and one beside a viewer who reads one message in ten.
+`--seconds`, `--viewers` of them at once for `--each`, three of them to whom the others come in one moment, and one
+beside a viewer who reads one message in ten.
 
 Writes realtime.json and the waterfall (realtime.png, realtime.svg) to `--folder`; `--only-served` measures the socket
 alone and writes realtime-served.json. Ends with status 1 where a frame was missing that no server told as dropped.
@@ -52,6 +53,7 @@ from fewstep.zoo.tasks import task
 FPS, FREE = 16, 120  # frames a second: of a viewer, and as high as a server's clock goes
 STACK = ("window", "precision", "compile", "overlap", "small_decoder")  # what each row adds
 TIMES = 9  # sessions whose first frame is waited for
+WATCHING = 3  # viewers to whom the others come
 TURNS, TURN = 3, 4.0  # measurements of each row, and the seconds of one
 Row = dict[str, Any]
 
@@ -183,11 +185,13 @@ def through_the_socket(given: argparse.Namespace, prompts: list[str]) -> list[Ro
         waits = served.delays(server.url, prompts, TIMES)
         one = served.seen(server.url, prompts[0], given.seconds, adapt=False)
         many = served.together(server.url, prompts, given.viewers, given.each)
+        joined = served.joined(server.url, prompts, WATCHING, max(1, given.viewers - WATCHING), given.each)
         slow = served.beside_slow(server, prompts, given.each)
     alone = {**asdict(one.watched), "dropped": one.dropped, "unsaid": one.unsaid, **free, **waits}
     return [
         {"kind": "served", "trick": "one viewer", **alone},
         {"kind": "viewers", "trick": f"{given.viewers} viewers", **many},
+        {"kind": "viewers", "trick": f"{WATCHING} viewers, to whom others come", **joined},
         {"kind": "viewers", "trick": "beside a slow viewer", **slow},
     ]
 
@@ -201,6 +205,7 @@ COLUMNS = {  # of the table: how each figure is told
     "another_prompt_s": "{:.2f} s",
     "another_prompt_shown_s": "{:.2f} s",
     "jitter_ms": "{:.1f} ms",
+    "standstill_s": "{:.2f} s",
     "missed": "{}",
     "dropped": "{}",
     "unsaid": "{}",

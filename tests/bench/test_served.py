@@ -128,6 +128,15 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         Viewer("http://127.0.0.1:1")
 
 
+def test_viewers_to_whom_others_come(url: str) -> None:
+    seen = served.joined(url, PROMPTS, 1, 2, 0.5)
+    assert len(seen["each"]) == 1
+    assert len(seen["joining"]["each"]) == 2
+    gaps = [one["watched"]["standstill_s"] for one in seen["joining"]["each"]]
+    assert seen["joining"]["standstill_s"] == max(gaps) > 0.5 / FPS
+    assert seen["joining"]["last_first_frame_s"] >= seen["joining"]["first_frame_s"] > 0
+
+
 def test_waiting_ends() -> None:
     with pytest.raises(MachineError, match="in vain for a bus"):
         wait(lambda: False, "a bus", seconds=0.1)

@@ -32,6 +32,7 @@ class Watched:
         first_frame_s: from the start of the session to its first frame.
         jitter_ms: p99 − p50 of the intervals between frames.
         missed: chunks that were not there when they were due; each moves all after it.
+        standstill_s: the longest that one frame stayed, but for the first.
         steps: of a chunk after the first one, which takes its own, on average.
         load: share of the time that work took.
         window_mb: keys and values.
@@ -43,6 +44,7 @@ class Watched:
     first_frame_s: float
     jitter_ms: float
     missed: int
+    standstill_s: float
     steps: float
     load: float
     window_mb: float
@@ -66,6 +68,7 @@ class Shown:
             first_frame_s=first_frame_s,
             jitter_ms=float(np.percentile(gaps, 99) - np.percentile(gaps, 50)),
             missed=self.missed,
+            standstill_s=float(gaps.max()) / 1000,
             steps=float(np.mean(self.steps[1:])),
             load=load,
             window_mb=window_mb,

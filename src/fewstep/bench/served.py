@@ -220,6 +220,8 @@ def together(url: str, prompts: Sequence[str], viewers: int, seconds: float) -> 
     return {
         "made": sum(one.fps for one in watched),
         "first_frame_s": statistics.median(one.first_frame_s for one in watched),
+        "last_first_frame_s": max(one.first_frame_s for one in watched),
+        "standstill_s": max(one.standstill_s for one in watched),
         "jitter_ms": max(one.jitter_ms for one in watched),
         "missed": sum(one.missed for one in watched),
         "steps": statistics.mean(one.steps for one in watched),
@@ -227,6 +229,15 @@ def together(url: str, prompts: Sequence[str], viewers: int, seconds: float) -> 
         "unsaid": sum(one.unsaid for one in found),
         "each": [asdict(one) for one in found],
     }
+
+
+def joined(url: str, prompts: Sequence[str], watching: int, joining: int, seconds: float) -> dict[str, Any]:
+    """Some viewers, to whom others come in one moment, after as long as these stay: what the first ones see."""
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(together, url, prompts, watching, 2 * seconds + SETTLE)
+        time.sleep(seconds)
+        others = together(url, prompts, joining, seconds)
+        return first.result() | {"joining": others}
 
 
 def beside_slow(server: Server, prompts: Sequence[str], seconds: float) -> dict[str, Any]:
