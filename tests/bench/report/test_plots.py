@@ -16,11 +16,23 @@ def texts(figure) -> list[str]:
 
 def test_the_waterfall_has_every_row_and_its_speed() -> None:
     made = synthetic.report()
-    shown = texts(plots.waterfall(made))
+    shown = [text.replace("\n", " ") for text in texts(plots.waterfall(made))]
     for row in made.rows:
         assert plots.short_name(made, row) in shown
         assert plots.factor(row.speedup) in shown
     assert shown.count("4-step student") == 2  # alone, and where the stack begins
+
+
+def test_a_long_name_ends_before_its_bar_and_covers_no_other() -> None:
+    long = "1-step student + precision + compile + quantize"
+    rows = (*synthetic.rows(), synthetic.row(long, "stack", 1, 70.0, 0.6, 50, 20))
+    with mpl.rc_context(STYLE):
+        figure = plots.waterfall(synthetic.report(rows=rows))
+        figure.canvas.draw()
+    axes = figure.axes[0]
+    boxes = {text.get_text().replace("\n", " "): text.get_window_extent() for text in axes.texts}
+    assert boxes[long].x1 < axes.transData.transform((1, 0))[0]
+    assert not any(boxes[long].overlaps(box) for name, box in boxes.items() if name != long)
 
 
 def test_names_in_the_scatter_do_not_cover_each_other() -> None:

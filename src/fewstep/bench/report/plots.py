@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
@@ -14,6 +15,7 @@ from fewstep.bench.report.schema import Kind, Report, Row
 from fewstep.bench.report.style import INK, LINE, MUTED, PAPER
 
 COLOURS: dict[Kind, str] = {"baseline": "#9aa5b1", "steps": "#d9922e", "alone": "#7b8fb5", "stack": "#0f7c70"}
+WIDTH = 34  # letters of a name beside its bar
 POINT_COLOURS: dict[Kind, str] = COLOURS | {"baseline": INK}
 TITLES: dict[Kind, str] = {
     "baseline": "Baseline",
@@ -82,7 +84,8 @@ def _bar(axes: Axes, report: Report, row: Row, y: float, kind: Kind) -> None:
 
 
 def _beside(axes: Axes, y: float, text: str, **style: Any) -> None:
-    axes.text(-0.455, y, text, transform=axes.get_yaxis_transform(), va="center", **style)
+    text = fill(text, WIDTH)  # a name that is longer would run into its bar
+    axes.text(-0.455, y, text, transform=axes.get_yaxis_transform(), va="center", linespacing=1.0, **style)
 
 
 def _before(report: Report, row: Row) -> Row | None:
