@@ -50,17 +50,17 @@ def test_an_opening_is_one_of_its_candidates_and_a_seed_is_a_video() -> None:
 
 def test_a_session_chooses_unless_it_is_told_not_to() -> None:
     model = live_model()
-    asked: list[int] = []
     with Session(model, "a red ring", seed=3, paced=False, off=("adapt",)) as session:
-        assert session.tricks["choose"]
-        chunk_of = session._rolling.chunk
-        session._rolling.chunk = lambda steps: asked.append(session._rolling.candidates) or chunk_of(steps)  # type: ignore
         stream = iter(session)
-        list(islice(stream, 5))
-        session.switch("choose", False)
-        list(islice(stream, 8))
-    assert asked[-1] == 1
-    assert CANDIDATES in asked
+
+        def opening_of(prompt: str) -> float:
+            return next(float(chunk.work["candidates"]) for chunk in stream if chunk.prompt == prompt)
+
+        assert opening_of("a red ring") == CANDIDATES
+        for prompt, on, candidates in (("a blue disc", False, 1), ("a green cross", True, CANDIDATES)):
+            session.switch("choose", on)
+            session.prompt(prompt)
+            assert opening_of(prompt) == candidates
 
 
 def test_a_viewer_is_told_what_an_opening_took() -> None:
