@@ -93,9 +93,10 @@ def test_others_get_half_of_the_time_however_long_their_turns_are() -> None:
 
 
 def test_a_thread_without_a_pause_does_not_starve_the_others() -> None:
-    lock, ended, turns = FairLock(), threading.Event(), [0, 0]
+    lock, ended, turns, both = FairLock(), threading.Event(), [0, 0], threading.Barrier(2)
 
     def work(who: int) -> None:
+        both.wait()
         while not ended.is_set():
             with lock:
                 turns[who] += 1
@@ -104,7 +105,8 @@ def test_a_thread_without_a_pause_does_not_starve_the_others() -> None:
     threads = [threading.Thread(target=work, args=(who,)) for who in (0, 1)]
     for thread in threads:
         thread.start()
-    time.sleep(0.2)
+    while sum(turns) < 100:
+        time.sleep(0.001)
     ended.set()
     for thread in threads:
         thread.join()
