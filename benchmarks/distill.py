@@ -233,8 +233,13 @@ class Known:
 
 def taught(teacher: Any, asked: Any, rungs: list[Rung], steps: int, seed: int, run: Path) -> Row:
     prompts = [prompt for prompt, _ in asked.prompts(2000, seed)]
-    paths = run.parent / f"paths-{seed}-{rungs[0].training.get('precision', 'fp32')}"
-    job = Job(prompts, run, steps=steps, ladder=rungs, kept_steps=8, samples=2000, paths=paths, seed=seed, show_every=0)
+    paths: dict[str, Any] = {
+        "paths": run.parent / f"paths-{seed}",
+        "samples": 2000,
+        "kept_steps": 8,
+        "teacher_precision": "bf16",
+    }
+    job = Job(prompts, run, steps=steps, ladder=rungs, **paths, seed=seed, show_every=0)
     student = fewstep.load(distill(teacher, job))
     iterations = sum(one.iterations for one in job.rungs)
     seconds = sum(stage.seconds for stage in read_run(run).stages)

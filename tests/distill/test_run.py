@@ -93,6 +93,16 @@ def test_students_of_fewer_steps_share_paths_and_start_from_another(teacher, tmp
     assert manifest.times == (1.0, 0.0)
 
 
+def test_trainings_in_other_precisions_share_paths_that_say_theirs(teacher, tmp_path):
+    common = {**SMALL, "steps": 2, "paths": tmp_path / "paths", "teacher_precision": "bf16"}
+    quick = [Rung("kd", 4, 3, training={**TRAINING, "precision": "bf16"})]
+    distill(teacher, Job(PROMPTS, tmp_path / "quick", **{**common, "ladder": quick}), show=False)
+    assert PathSet(tmp_path / "paths").index.made_with["precision"] == "bf16"
+    distill(teacher, Job(PROMPTS, tmp_path / "exact", **common), show=False)
+    with pytest.raises(InputError, match="precision"):
+        distill(teacher, Job(PROMPTS, tmp_path / "none", **{**common, "teacher_precision": None}), show=False)
+
+
 def test_progressive_goes_through_its_stages(teacher, tmp_path):
     ladder = [Rung("progressive", 4, 3, halve_from=4, training=TRAINING)]
     job = Job(PROMPTS, tmp_path, steps=1, **{**SMALL, "ladder": ladder})

@@ -25,6 +25,7 @@ from fewstep.distill.data.captions import Source
 from fewstep.distill.data.prompts import PromptSource
 from fewstep.distill.engine.loop import Settings
 from fewstep.distill.engine.parallel import Kind
+from fewstep.distill.engine.precision import Precision
 from fewstep.distill.export import Stored
 from fewstep.distill.losses import Distance, Weighting
 from fewstep.distill.methods.backward import Stepping
@@ -116,6 +117,7 @@ class Job:
         steps: the student's.
         ladder: one training after another.
         teacher_steps: the solver's (DPM-Solver++ 2M) on the paths; a multiple of the steps kept.
+        teacher_precision: of the teacher on the paths, "fp32" or "bf16"; None: the first rung's.
         kept_steps: times stored on each path; a multiple of each rung's steps; None: the most of them.
         samples: paths to make; each has its own noise and prompt.
         paths: folder of the paths; None: `out/paths`. Students may share one.
@@ -149,6 +151,7 @@ class Job:
     steps: int = 4
     ladder: Sequence[Rung] = (Rung(),)
     teacher_steps: int = 24
+    teacher_precision: Precision | None = None
     kept_steps: int | None = None
     samples: int = 10000
     paths: Path | str | None = None
@@ -176,6 +179,7 @@ class Job:
             "roles": get_args(Sharing),
             "stored": get_args(Stored),
             "sampler": (None, *get_args(Stepping)),
+            "teacher_precision": (None, *get_args(Precision)),
             "parallel": (None, *get_args(Kind)),
         }
         rules: dict[str, tuple[bool, str]] = {
@@ -242,7 +246,7 @@ class Job:
 
     def facts(self) -> dict[str, Any]:
         """What made a student, for its manifest; as JSON."""
-        named = ("steps", "teacher_steps", "samples", "shift", "roles", "seed")
+        named = ("steps", "teacher_steps", "teacher_precision", "samples", "shift", "roles", "seed")
         rungs = [{**rung.facts(), **asdict(rung.settings(self.seed))} for rung in self.rungs]
         places = {name: None if (place := getattr(self, name)) is None else _place(place) for name in ("start", "data")}
         return {**{name: getattr(self, name) for name in named}, "call": dict(self.call), **places, "ladder": rungs}

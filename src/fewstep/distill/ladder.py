@@ -215,8 +215,9 @@ class Ladder:
         first = job.rungs[0]
         training, shard = first.settings(job.seed), first.batch * max(1, SHARD // first.batch)  # whole batches
         task = PathTask(domain.prompts, domain.condition, domain.shape, domain.times(job.teacher_steps), job.kept)
+        precision = job.teacher_precision or training.precision
         settings = PathSettings(
-            batch=first.batch, shard=shard, seed=job.seed, precision=training.precision, compile=training.compile
+            batch=first.batch, shard=shard, seed=job.seed, precision=precision, compile=training.compile
         )
         return PathRun(domain.teacher, task, settings, domain.facts), Path(job.paths or Path(job.out) / "paths")
 
