@@ -10,7 +10,8 @@ demo: $(READY)
 	$(BIN)/fewstep demo
 
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not alone" -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -q -m "not slow and alone"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow

@@ -1,12 +1,25 @@
-"""What every test runs under: repeatable random numbers, no time limit per hypothesis example, no network."""
+"""What every test runs under: repeatable random numbers, no time limit per hypothesis example, no network. And which
+tests run alone, and not two at a time: those that look at a clock, or that have several processes or threads already."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import hypothesis
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that would download must fail at once
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
+
+HERE = Path(__file__).parent
+ALONE = ("batch", "bench", "distill/engine", "realtime", "server", "techniques/parallel", "techniques/cache/test_agree.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(item.path.is_relative_to(HERE / part) for part in ALONE):
+            item.add_marker("alone")
