@@ -1,5 +1,5 @@
 """What every test runs under: repeatable random numbers, no time limit per hypothesis example, no network. And which
-tests run alone, and not two at a time: those that look at a clock, or that have several processes or threads already."""
+tests run alone, and not several at a time: those that look at a clock, or that have several processes or threads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repeatable")
 
 HERE = Path(__file__).parent
-ALONE = ("batch", "bench", "distill/engine", "realtime", "server", "techniques/parallel", "techniques/cache/test_agree.py")
+ALONE = (
+    "batch",
+    "bench",
+    "distill/engine",
+    "realtime",
+    "server",
+    "techniques/parallel",
+    "techniques/cache/test_agree.py",
+)
 
 
 @pytest.hookimpl(tryfirst=True)

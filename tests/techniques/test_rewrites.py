@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers import transformer_helios, transformer_ltx, transformer_wan
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from fewstep.techniques.rewrites import quick_on_cpu
 
 
-def captured(function: Any, x: Tensor) -> fx.GraphModule:
+def captured(function: Any, *given: Any) -> fx.GraphModule:
     """The graph as torch.compile hands it to a backend."""
     graphs: list[fx.GraphModule] = []
 
@@ -20,7 +23,7 @@ def captured(function: Any, x: Tensor) -> fx.GraphModule:
         graphs.append(graph)
         return graph.forward
 
-    torch.compile(function, backend=keep, fullgraph=True)(x)
+    torch.compile(function, backend=keep, fullgraph=True)(*given)
     torch.compiler.reset()
     return graphs[0]
 
@@ -62,3 +65,76 @@ def test_the_exact_gelu_is_left_alone() -> None:
 def test_on_another_device_nothing_is_rewritten() -> None:
     x = torch.randn(5, device="meta")
     assert quick_on_cpu(captured(nn.GELU(approximate="tanh"), x).graph) == 0
+
+
+ANGLES = torch.rand(1, 5, 1, 4) * 6
+COS, SIN = (one.repeat_interleave(2, -1) for one in (ANGLES.cos(), ANGLES.sin()))
+ROTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "flux": lambda x: apply_rotary_emb(x, (COS[0, :, 0], SIN[0, :, 0]), sequence_dim=1),
+    "ltx": lambda x: transformer_ltx.apply_rotary_emb(
+        x.flatten(2), (COS.repeat(1, 1, 1, 3)[:, :, 0], SIN.repeat(1, 1, 1, 3)[:, :, 0])
+    ),
+    "helios": lambda x: transformer_helios.apply_rotary_emb_transposed(x, torch.cat([COS, SIN], -1)[:, :, 0]),
+    "wan": lambda x: WAN(x.flatten(2), rotary_emb=(COS, SIN)),
+}
+WAN = transformer_wan.WanAttention(24, heads=3, dim_head=8, processor=transformer_wan.WanAttnProcessor())
+
+
+@pytest.mark.parametrize("name", ROTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotary_embeddings_are_to_the_bit_what_diffusers_models_compute(name: str, dtype: torch.dtype) -> None:
+    x = torch.randn(2, 5, 3, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    WAN.to(dtype)
+    seen: list[int] = []
+
+    def backend(graph: fx.GraphModule, _: list[Tensor]) -> Any:
+        seen.append(quick_on_cpu(graph.graph))
+        graph.graph.lint()
+        graph.recompile()
+        return graph.forward
+
+    with torch.no_grad():
+        made = torch.compile(ROTATIONS[name], backend=backend, fullgraph=True)(x)
+        torch.compiler.reset()
+        assert torch.equal(made, ROTATIONS[name](x))
+    assert seen == [2 if name == "wan" else 1]  # a query and a key
+
+
+def other_way(x: Tensor) -> Tensor:
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([b, -a], dim=-1).flatten(-2)
+
+
+def of_two_tensors(x: Tensor) -> Tensor:
+    first, second = (x + 1).unflatten(-1, (-1, 2)).unbind(-1)[0], x.unflatten(-1, (-1, 2)).unbind(-1)[1]
+    return torch.stack([-second, first], dim=-1).flatten(-2)
+
+
+def kept_apart(x: Tensor) -> Tensor:
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([-b, a], dim=-1).flatten(1)
+
+
+def by_other_numbers(x: Tensor) -> Tensor:
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    out = torch.empty_like(x)
+    out[..., 0::2] = a * 2 - b * 3
+    out[..., 1::2] = a * 3 + b * 4
+    return out
+
+
+def written_over(x: Tensor) -> Tensor:
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    out = torch.empty_like(x)
+    out[..., 0::2] = a * 2 - b * 3
+    out[..., 1::2] = a * 3 + b * 2
+    out[..., 1::2] = b
+    return out
+
+
+@pytest.mark.parametrize("alike", [other_way, of_two_tensors, kept_apart, by_other_numbers, written_over])
+def test_what_only_looks_like_a_rotation_is_left_alone(alike: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(2, 3, 8)
+    count, y = rewritten(alike, x)
+    assert count == 0
+    assert torch.equal(y, alike(x))
