@@ -256,8 +256,8 @@ class Remembering:
         return torch.cat([answer, run(query[:, kept:], keys, values, mask)], 1)
 
 
-def _turned(rope: nn.Module, hidden: Tensor, frames: int, patch: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """(cos, sin) that turn a key back by so many frames, (1, 1, 1, features)."""
+def _turned(rope: nn.Module, hidden: Tensor, frames: int, patch: tuple[int, ...]) -> Tensor:
+    """What turns a key back by so many frames, complex (1, 1, 1, features / 2)."""
     blank = hidden.new_zeros(1, 1, frames * patch[0] + patch[0], patch[1], patch[2])
-    cos, sin = type(rope).forward(rope, blank)
-    return cos[:, -1:], -sin[:, -1:]
+    cos, sin = (one[:, -1:].float() for one in type(rope).forward(rope, blank))
+    return torch.complex(cos[..., 0::2], -sin[..., 1::2])

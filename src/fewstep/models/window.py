@@ -72,12 +72,12 @@ class Window:
 
     Attributes:
         frames: that it holds.
-        back: (cos, sin) of that turn.
+        back: that turn, complex (1, 1, 1, features / 2): what pairs of neighbouring features are multiplied by.
     """
 
     chunks: Chunks
     frames: int = 0
-    back: tuple[Tensor, Tensor] | None = None
+    back: Tensor | None = None
     _kept: dict[Slot, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _new: dict[Slot, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -99,8 +99,9 @@ class Window:
 
     def note(self, slot: Slot, key: Tensor, value: Tensor, tokens: int) -> None:
         """A chunk's own, which will belong to the past once the call is over. `tokens`: of one frame."""
-        # Copies: compiled code uses the memory of its tensors again once it has no more use for them.
-        keys, values = self.joined(slot, key.detach().clone(), value.detach().clone())
+        keys, values = self.joined(slot, key.detach(), value.detach())
+        if slot not in self._kept:  # nothing was joined, and compiled code uses the memory of its tensors again
+            keys, values = keys.clone(), values.clone()
         frames = key.shape[1] // tokens
         out = self.frames + frames - self.frames_with(frames)
         self._new[slot] = (self._without(keys, out, tokens, turn=True), self._without(values, out, tokens))
@@ -123,13 +124,12 @@ class Window:
         sink, rest = kept[:, : self.chunks.sink * tokens], kept[:, (self.chunks.sink + out) * tokens :]
         if turn:
             assert self.back is not None
-            rest = rotated(rest, *self.back)
+            rest = rotated(rest, self.back)
         return torch.cat([sink, rest], 1) if self.chunks.sink else rest.contiguous()
 
 
-def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (batch, tokens, heads, features) with each pair of neighbouring features turned (arXiv 2104.09864); cos and sin
-    hold the value of a pair twice."""
-    even, odd = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2).unbind(-1)
-    cos, sin = cos[..., 0::2], sin[..., 1::2]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
+def rotated(x: Tensor, by: Tensor) -> Tensor:
+    """x (batch, tokens, heads, features) with each pair of neighbouring features turned (arXiv 2104.09864): multiplied,
+    as a complex number, by one of length 1."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * by).flatten(-2).to(x.dtype)
