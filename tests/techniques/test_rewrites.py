@@ -123,6 +123,40 @@ def by_other_numbers(x: Tensor) -> Tensor:
     return out
 
 
+def by_numbers(x: Tensor) -> Tensor:
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    out = torch.empty_like(x)
+    out[..., 0::2] = a * 2 - b * 3
+    out[..., 1::2] = a * 3 + b * 2
+    return out
+
+
+def by_one_angle(x: Tensor) -> Tensor:
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    out, cos, sin = torch.empty_like(x), x[..., :1].cos(), x[..., :1].sin()
+    out[..., 0::2] = a * cos - b * sin
+    out[..., 1::2] = a * sin + b * cos
+    return out
+
+
+def by_a_scalar(x: Tensor) -> Tensor:
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    out, cos, sin = torch.empty_like(x), x.mean(), x.amax()
+    out[..., 0::2] = a * cos - b * sin
+    out[..., 1::2] = a * sin + b * cos
+    return out
+
+
+def read_half_written(x: Tensor) -> Tensor:
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    out = torch.zeros_like(x)
+    out = torch.empty_like(out)
+    out[..., 0::2] = a * a - b * b
+    half = out[..., 0::2] * 1
+    out[..., 1::2] = a * b + b * a
+    return out + half.repeat_interleave(2, -1)
+
+
 def written_over(x: Tensor) -> Tensor:
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
     out = torch.empty_like(x)
@@ -132,7 +166,20 @@ def written_over(x: Tensor) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize("alike", [other_way, of_two_tensors, kept_apart, by_other_numbers, written_over])
+@pytest.mark.parametrize(
+    "alike",
+    [
+        other_way,
+        of_two_tensors,
+        kept_apart,
+        by_other_numbers,
+        by_numbers,
+        by_one_angle,
+        by_a_scalar,
+        read_half_written,
+        written_over,
+    ],
+)
 def test_what_only_looks_like_a_rotation_is_left_alone(alike: Callable[[Tensor], Tensor]) -> None:
     x = torch.randn(2, 3, 8)
     count, y = rewritten(alike, x)

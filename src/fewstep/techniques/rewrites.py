@@ -89,14 +89,13 @@ REWRITES: tuple[Rewrite, ...] = (tanh_gelu, quarter_turn, turn)
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _value(node: Any) -> Tensor:
+def _value(node: fx.Node) -> Any:
     """What a node was when it was traced."""
-    value: Tensor = node.meta["example_value"]
-    return value
+    return node.meta.get("example_value")
 
 
 def _on_cpu(node: fx.Node) -> bool:
-    value = node.meta.get("example_value")
+    value = _value(node)
     return isinstance(value, Tensor) and value.device.type == "cpu"
 
 
@@ -112,7 +111,7 @@ def _halves(node: Any, which: int) -> fx.Node | None:
     if unbound.target != "unbind" or unbound.args[1:] != (-1,):
         return None
     pairs: fx.Node = unbound.args[0]
-    return pairs if _value(pairs).shape[-1] == 2 else None
+    return pairs if _value(pairs).ndim > 1 and _value(pairs).shape[-1] == 2 else None
 
 
 def _flat(node: fx.Node, pairs: fx.Node) -> bool:
@@ -130,8 +129,17 @@ def _turned(even: Any, odd: Any) -> tuple[fx.Node, fx.Node, fx.Node] | None:
         return None
     (a, cos), (b, sin), (a2, sin2), (b2, cos2) = (one.args for one in products)
     pairs = _halves(a, 0)
-    same = pairs is _halves(b, 1) is _halves(b2, 1) and pairs is _halves(a2, 0)
-    return (pairs, cos, sin) if pairs is not None and same and _same(cos, cos2) and _same(sin, sin2) else None
+    if pairs is None or not (pairs is _halves(b, 1) is _halves(b2, 1) and pairs is _halves(a2, 0)):
+        return None
+    each = _same(cos, cos2) and _same(sin, sin2) and all(_for_each(one, pairs) for one in (cos, sin))
+    return (pairs, cos, sin) if each else None
+
+
+def _for_each(angles: Any, pairs: fx.Node) -> bool:
+    """Whether each pair has an angle of its own."""
+    if not isinstance(angles, fx.Node) or not isinstance(value := _value(angles), Tensor):
+        return False
+    return value.shape[-1:] == _value(pairs).shape[-2:-1]
 
 
 def _same(one: Any, other: Any) -> bool:
