@@ -139,7 +139,7 @@ def _for_each(angles: Any, pairs: fx.Node) -> bool:
     """Whether each pair has an angle of its own."""
     if not isinstance(angles, fx.Node) or not isinstance(value := _value(angles), Tensor):
         return False
-    return value.shape[-1:] == _value(pairs).shape[-2:-1]
+    return bool(value.shape[-1:] == _value(pairs).shape[-2:-1])
 
 
 def _same(one: Any, other: Any) -> bool:
