@@ -131,5 +131,5 @@ class Window:
 def rotated(x: Tensor, by: Tensor) -> Tensor:
     """x (batch, tokens, heads, features) with each pair of neighbouring features turned (arXiv 2104.09864): multiplied,
     as a complex number, by one of length 1."""
-    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], x.shape[-1] // 2, 2))
     return torch.view_as_real(pairs * by).flatten(-2).to(x.dtype)
