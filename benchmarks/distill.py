@@ -233,12 +233,9 @@ class Known:
 
 def taught(teacher: Any, asked: Any, rungs: list[Rung], steps: int, seed: int, run: Path) -> Row:
     prompts = [prompt for prompt, _ in asked.prompts(2000, seed)]
-    paths: dict[str, Any] = {
-        "paths": run.parent / f"paths-{seed}",
-        "samples": 2000,
-        "kept_steps": 8,
-        "teacher_precision": "bf16",
-    }
+    paths: dict[str, Any] = {"paths": run.parent / f"paths-{seed}", "samples": 2000, "kept_steps": 8}
+    if any(rung.card.needs != "prompts" for rung in rungs):
+        paths["teacher_precision"] = "bf16"
     job = Job(prompts, run, steps=steps, ladder=rungs, **paths, seed=seed, show_every=0)
     student = fewstep.load(distill(teacher, job))
     iterations = sum(one.iterations for one in job.rungs)

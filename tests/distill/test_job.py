@@ -69,6 +69,10 @@ def test_a_tasks_data_is_drawn_by_the_caller():
         ({"steps": "four"}, "'steps' of The configuration must be a whole number"),
         ({"steps": 2.5}, "'steps' of The configuration must be a whole number"),
         ({"teacher_precision": "fp8"}, "'teacher_precision' of distillation must be one of None, fp32, bf16"),
+        (
+            {"method": "dmd2", "teacher_precision": "bf16"},
+            "'teacher_precision' of distillation must be left out: no teacher paths are made",
+        ),
         ({"kept_steps": 6}, "'kept_steps' of distillation must be a multiple of 4"),
         ({"compile": "yes"}, "'compile' of The configuration must be true or false"),
         ({"rate": None}, "'rate' of The configuration must be a number"),

@@ -206,8 +206,16 @@ class Job:
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise InputError(bad_value(name, "distillation", rule, getattr(self, name)))
+        if self.teacher_precision is not None and not self._makes_paths:
+            rule = "left out: no teacher paths are made"
+            raise InputError(bad_value("teacher_precision", "distillation", rule, self.teacher_precision))
         for rung in self.rungs:
             self._check(rung)
+
+    @property
+    def _makes_paths(self) -> bool:
+        needed = {rung.card.needs for rung in self.ladder}
+        return "paths" in needed or ("latents" in needed and self.data is None)
 
     @property
     def _takes_data(self) -> bool:
