@@ -22,6 +22,7 @@ from fewstep.zoo.moving import render as moving_render
 from fewstep.zoo.moving import scenes as moving_scenes
 from fewstep.zoo.shapes import answering as shapes_answering
 from fewstep.zoo.shapes import features as shapes_features
+from fewstep.zoo.shapes import nearby as shapes_nearby
 from fewstep.zoo.shapes import oracle as shapes_oracle
 from fewstep.zoo.shapes import render as shapes_render
 from fewstep.zoo.shapes import scenes as shapes_scenes
@@ -72,6 +73,16 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
+class Near:
+    """Near misses: `change` gives a scene that differs from one of `sample_scene` in one thing, `shown` what a scene
+    shows, as an oracle would read it."""
+
+    sample_scene: Callable[[Generator], Any]
+    change: Callable[[Any, Generator], Any]
+    shown: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
 class Parts:
     """The functions that a task of scenes drawn by code is made of."""
 
@@ -84,6 +95,7 @@ class Parts:
     answers: Callable[[Any, Any], bool]
     features: Callable[[Samples], NDArray[np.float64]]
     moves: bool = False
+    near: Near | None = None
 
 
 class DrawnTask:
@@ -135,6 +147,7 @@ class ShapesTask(DrawnTask):
         shapes_oracle.read,
         shapes_oracle.answers,
         shapes_features.features,
+        near=Near(shapes_nearby.sample_even, shapes_nearby.nearby, shapes_oracle.shown),
     )
 
 

@@ -89,6 +89,11 @@ def read(image: NDArray[np.floating]) -> Reading:
     )
 
 
+def shown(scene: Scene) -> Reading:
+    """What a perfect reader sees in the scene's picture."""
+    return Reading(scene.things, scene.tone, scene.texture)
+
+
 def answers(ask: Ask, reading: Reading) -> bool:
     """Whether the picture shows exactly what was asked: every object, no other, the relation, the tone if asked.
 

@@ -7,6 +7,7 @@ wording and a wording carries its own `Ask`: what a picture must show to have an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,6 +52,16 @@ RELATIONS: tuple[Relation, ...] = ("left of", "right of", "above", "below")
 RADII: dict[Size, tuple[float, float]] = {"small": (8.0, 9.5), "large": (12.5, 14.5)}
 MARGIN = 1.5  # free pixels around every object
 APART = 14.0  # how far two objects stand apart, in pixels, along the axis of a relation that a prompt may name
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an object is like, wherever it is."""
+
+    shape: Shape
+    colour: Colour
+    size: Size
+    fill: Fill
 
 
 @dataclass(frozen=True)
@@ -121,7 +132,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
     count = int(rng.choice(list(COUNTS), p=list(COUNTS.values())))
     alike = count >= 3  # "three small red rings"
     while True:
-        kinds = [_sample_kind(rng, count)] * count if alike else [_sample_kind(rng, count) for _ in range(count)]
+        kinds = [sample_kind(rng, count)] * count if alike else [sample_kind(rng, count) for _ in range(count)]
         things = _place(rng, kinds)
         if things is not None:
             break
@@ -133,34 +144,31 @@ def sample_scene(rng: np.random.Generator) -> Scene:
     )
 
 
-@dataclass(frozen=True)
-class _Kind:
-    shape: Shape
-    colour: Colour
-    size: Size
-    fill: Fill
-
-
-def _sample_kind(rng: np.random.Generator, count: int) -> _Kind:
+def sample_kind(rng: np.random.Generator, count: int) -> Kind:
+    """What one of so many objects is like; where there are many, they are small."""
     large = rng.random() < (0.5 if count <= 2 else 0.15)
     fill: Fill = "solid" if rng.random() < 0.5 else pick(rng, FILLS[1:])
-    return _Kind(pick(rng, SHAPES), pick(rng, tuple(COLOURS)), "large" if large else "small", fill)
+    return Kind(pick(rng, SHAPES), pick(rng, tuple(COLOURS)), "large" if large else "small", fill)
 
 
-def _place(rng: np.random.Generator, kinds: list[_Kind], tries: int = 60) -> tuple[Thing, ...] | None:
-    """Places for all `kinds` with `MARGIN` around each, or None if chance found none."""
+def sample_place(rng: np.random.Generator, kind: Kind, placed: Sequence[Thing], tries: int = 60) -> Thing | None:
+    """One of this kind with `MARGIN` around it and around those that are placed, or None if chance found no room."""
+    for _ in range(tries):
+        radius = float(rng.uniform(*RADII[kind.size]))
+        low, high = radius + MARGIN, IMAGE_SIZE - radius - MARGIN
+        x, y = (float(v) for v in rng.uniform(low, high, 2))
+        if all(max(abs(x - o.x), abs(y - o.y)) > radius + o.radius + 2 * MARGIN for o in placed):
+            return Thing(kind.shape, kind.colour, kind.size, kind.fill, x, y, radius)
+    return None
+
+
+def _place(rng: np.random.Generator, kinds: list[Kind]) -> tuple[Thing, ...] | None:
+    """Places for all `kinds`, or None if chance found none."""
     placed: list[Thing] = []
     for kind in kinds:
-        for _ in range(tries):
-            radius = float(rng.uniform(*RADII[kind.size]))
-            low, high = radius + MARGIN, IMAGE_SIZE - radius - MARGIN
-            x, y = (float(v) for v in rng.uniform(low, high, 2))
-            clear = all(max(abs(x - o.x), abs(y - o.y)) > radius + o.radius + 2 * MARGIN for o in placed)
-            if clear:
-                placed.append(Thing(kind.shape, kind.colour, kind.size, kind.fill, x, y, radius))
-                break
-        else:
+        if (thing := sample_place(rng, kind, placed)) is None:
             return None
+        placed.append(thing)
     return tuple(placed)
 
 
