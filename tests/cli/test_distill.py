@@ -51,6 +51,27 @@ def test_a_run_of_a_few_steps(fewstep: Fewstep, model: Path, tmp_path: Path, pro
     assert picture.exists()
 
 
+def test_a_judge_that_is_taught_is_followed(
+    fewstep: Fewstep, model: Path, tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lesson = ["--data", "task:shapes", "--out", tmp_path / "judge", "--samples", 24, "--iterations", 1, "--batch", 2]
+    line = ["distill", "judge", model, *lesson, "--precision", "fp32"]
+    monkeypatch.setattr("fewstep.distill.judge.LEAST", 1.1)
+    assert "a student would learn nothing from it" in fewstep(*line).refusal
+    monkeypatch.setattr("fewstep.distill.judge.LEAST", 0.0)
+    assert fewstep(*line).code == 0
+    config = tmp_path / "job.yaml"
+    config.write_text(f"teacher: {model}\nprompts: {prompts}\nout: {tmp_path / 'run'}\nmethod: dmd2\ncritic_steps: 1\n")
+    config.write_text(config.read_text() + "batch: 2\nsamples: 4\nwarmup: 0\niterations: 1\nsteps: 1\n")
+    config.write_text(config.read_text() + f"judge: {tmp_path / 'judge' / 'judge'}\njudge_weight: 0.5\n")
+    ran = fewstep("distill", config)
+    assert ran.code == 0, ran.err
+    made = json.loads((tmp_path / "run" / "student" / "fewstep.json").read_text())["made_by"]
+    assert made["ladder"][0]["options"]["judge_weight"] == 0.5
+    config.write_text(config.read_text().replace(str(tmp_path / "judge" / "judge"), str(tmp_path / "nobody")))
+    assert "nobody holds no judge" in fewstep("distill", config, "--out", tmp_path / "other").refusal
+
+
 def test_the_methods_are_listed(fewstep: Fewstep) -> None:
     rows = json.loads(fewstep("distill", "methods", "--json").out)
     assert {"kd", "dmd2", "meanflow"} <= {row["method"] for row in rows}

@@ -226,6 +226,19 @@ def tested(judge: Judge, latents: PathSet, samples: range, batch: int) -> float:
     return right / len(samples)
 
 
+def judge_facts(folder: Path | str) -> dict[str, Any]:
+    """What a judge's folder says of it: how often it was `right`, and with what it was taught.
+
+    Raises:
+        InputError: there is no judge in it.
+    """
+    path = Path(folder) / FACTS
+    if not path.exists():
+        raise InputError(f"{folder} holds no judge: it has no {FACTS}. 'fewstep distill judge' makes one.")
+    facts: dict[str, Any] = read_json(path)
+    return facts
+
+
 def load_judge(folder: Path | str, teacher: Swappable, batch: PathBatch) -> Judge:
     """What `teach_judge` wrote, over the teacher that it was taught with; `batch`: any of its samples.
 
@@ -233,12 +246,9 @@ def load_judge(folder: Path | str, teacher: Swappable, batch: PathBatch) -> Judg
         InputError: there is none.
         CheckpointError: it is of another network, or damaged.
     """
-    folder = Path(folder)
-    if not (folder / FACTS).exists():
-        raise InputError(f"{folder} holds no judge: it has no {FACTS}. 'fewstep distill judge' makes one.")
-    judge = Judge.over(teacher, batch, read_json(folder / FACTS)["feature"])
+    judge = Judge.over(teacher, batch, judge_facts(folder)["feature"])
     try:
-        judge.module.load_state_dict(load_file(folder / WEIGHTS))
+        judge.module.load_state_dict(load_file(Path(folder) / WEIGHTS))
     except Exception as error:
         raise CheckpointError(f"The judge in {folder} does not fit this teacher, or is damaged: {error}") from None
     judge.module.eval().requires_grad_(False)
