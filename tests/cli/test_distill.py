@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from fewstep.cli.distill import job_of
+from fewstep.errors import InputError
+from fewstep.zoo.drawn import NearMisses
 from tests.cli.conftest import Fewstep
 
 
@@ -39,6 +41,16 @@ def test_what_is_missing_or_wrong_is_named(fewstep: Fewstep, line: list[object],
     assert named in fewstep("distill", *line).refusal
 
 
+def test_data_of_a_task_may_be_near_misses(tmp_path: Path) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_text(f"teacher: zoo:shapes\nmethod: apt\ndata: task:shapes/near\nsamples: 8\nout: {tmp_path}\n")
+    job = job_of(str(config), {})
+    assert job.data == NearMisses("shapes", 8, 0)
+    config.write_text(config.read_text().replace("shapes/near", "moving-shapes/near"))
+    with pytest.raises(InputError, match="The task moving-shapes knows no near misses"):
+        job_of(str(config), {})
+
+
 def test_a_run_of_a_few_steps(fewstep: Fewstep, model: Path, tmp_path: Path, prompts: Path) -> None:
     config = tmp_path / "job.yaml"
     config.write_text("teacher_steps: 2\nbatch: 2\nsamples: 4\nwarmup: 0\n")
@@ -49,27 +61,6 @@ def test_a_run_of_a_few_steps(fewstep: Fewstep, model: Path, tmp_path: Path, pro
     picture = tmp_path / "a.png"
     assert fewstep("generate", tmp_path / "run" / "student", "a red ring", "-o", picture).code == 0
     assert picture.exists()
-
-
-def test_a_judge_that_is_taught_is_followed(
-    fewstep: Fewstep, model: Path, tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lesson = ["--data", "task:shapes", "--out", tmp_path / "judge", "--samples", 24, "--iterations", 1, "--batch", 2]
-    line = ["distill", "judge", model, *lesson, "--precision", "fp32"]
-    monkeypatch.setattr("fewstep.distill.judge.LEAST", 1.1)
-    assert "a student would learn nothing from it" in fewstep(*line).refusal
-    monkeypatch.setattr("fewstep.distill.judge.LEAST", 0.0)
-    assert fewstep(*line).code == 0
-    config = tmp_path / "job.yaml"
-    config.write_text(f"teacher: {model}\nprompts: {prompts}\nout: {tmp_path / 'run'}\nmethod: dmd2\ncritic_steps: 1\n")
-    config.write_text(config.read_text() + "batch: 2\nsamples: 4\nwarmup: 0\niterations: 1\nsteps: 1\n")
-    config.write_text(config.read_text() + f"judge: {tmp_path / 'judge' / 'judge'}\njudge_weight: 0.5\n")
-    ran = fewstep("distill", config)
-    assert ran.code == 0, ran.err
-    made = json.loads((tmp_path / "run" / "student" / "fewstep.json").read_text())["made_by"]
-    assert made["ladder"][0]["options"]["judge_weight"] == 0.5
-    config.write_text(config.read_text().replace(str(tmp_path / "judge" / "judge"), str(tmp_path / "nobody")))
-    assert "nobody holds no judge" in fewstep("distill", config, "--out", tmp_path / "other").refusal
 
 
 def test_the_methods_are_listed(fewstep: Fewstep) -> None:

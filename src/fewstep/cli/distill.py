@@ -130,40 +130,6 @@ def paths(
 
 
 @app.command()
-def judge(
-    teacher: Annotated[str, typer.Argument(help="A teacher: zoo model, pipeline folder or hub id.")],
-    data: Annotated[
-        str,
-        typer.Option(help="Pictures with captions, near misses in twos: a folder, a data set, or task:NAME."),
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder; the judge is in it.")],
-    samples: Annotated[int, typer.Option(help="Pictures of a task to draw.")] = 16_000,
-    iterations: Annotated[int, typer.Option(help="Training steps.")] = 1000,
-    batch: Annotated[int, typer.Option(help="Pictures in one training step, an even number.")] = 48,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "bf16",
-    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
-) -> None:
-    """Teach a judge to tell right captions from wrong ones: the option `judge` of dmd2 and its kin follows it.
-
-    Pictures 2i and 2i + 1 of the data are a pair: the caption of each is wrong for the other, the nearer the better.
-
-    **Example:** `fewstep distill judge zoo:shapes --data task:shapes --out runs/judge`
-    """
-    for name, value in {"samples": samples, "iterations": iterations, "batch": batch}.items():
-        at_least(1, value, f"--{name}", "fewstep distill judge")
-    with working():
-        from fewstep.checkpoints.load import load
-        from fewstep.distill.judge import judge_of
-        from fewstep.zoo.drawn import NearMisses
-
-        name = data.removeprefix("task:")
-        pipe = load(teacher).to(device_here(None))
-        source = data if name == data else NearMisses(name, samples, seed)
-        folder = judge_of(pipe, source, out, steps=iterations, batch=batch, seed=seed, precision=precision)
-    note(f"The judge is in {folder}.")
-
-
-@app.command()
 def methods(as_json: AsJson = False) -> None:
     """List the methods: what each needs and costs, and when to take it.
 
@@ -234,9 +200,11 @@ def job_of(source: str, given: dict[str, Any]) -> Job:
 
 
 def _drawn(name: str, samples: int, seed: int, frames: int | None) -> Source:
-    from fewstep.zoo.drawn import Drawn
+    """Data of the task of this name; of `NAME/near` in pairs that are near misses."""
+    from fewstep.zoo.drawn import Drawn, NearMisses
 
-    return Drawn(name, samples, seed, frames)
+    task = name.removesuffix("/near")
+    return Drawn(name, samples, seed, frames) if task == name else NearMisses(task, samples, seed, frames)
 
 
 class TaskPrompts:

@@ -34,7 +34,6 @@ from fewstep.distill.engine.lora import Shared
 from fewstep.distill.engine.parallel import Parallel, found
 from fewstep.distill.engine.roles import Copies, Roles, Swappable, device_of
 from fewstep.distill.job import Job, Rung
-from fewstep.distill.judge import judge_facts
 from fewstep.distill.makers import Given
 from fewstep.distill.methods.backward import Stepping
 from fewstep.distill.two_times import TwoTimes, fold
@@ -115,13 +114,9 @@ class Ladder:
         """All rungs; the average of the last one's student.
 
         Raises:
-            InputError: a rung's judge is not there.
             FewstepError: the guard stopped a training that was never sound.
             KeyboardInterrupt: Ctrl-C; all is saved.
         """
-        for rung in self.job.rungs:
-            if folder := rung.options.get("judge"):
-                judge_facts(folder)  # that it is there is told before paths are made
         if self.parallel.first:
             write_json(Path(self.job.out) / "job.json", {"teacher": self.job.teacher, **self.job.facts()})
         sources, weights, before = self.sources(show=show), self.domain.start, None

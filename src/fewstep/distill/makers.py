@@ -11,9 +11,9 @@ import torch
 from fewstep.distill.data.samples import PathBatch
 from fewstep.distill.engine.lora import Adapter
 from fewstep.distill.engine.roles import Swappable
-from fewstep.distill.judge import load_judge
 from fewstep.distill.losses import Distance
 from fewstep.distill.methods.adversary import Adversary, Gan
+from fewstep.distill.methods.apt import APT, Judge
 from fewstep.distill.methods.backward import Rollout, Stepping
 from fewstep.distill.methods.causal_kd import CausalKD, whole_chunks
 from fewstep.distill.methods.consistency import Consistency, Shrinking
@@ -29,7 +29,6 @@ from fewstep.distill.methods.meanflow import MeanFlow
 from fewstep.distill.methods.progressive import Progressive
 from fewstep.distill.methods.rcm import RCM, RandomRollout
 from fewstep.distill.methods.reflow import Reflow
-from fewstep.distill.methods.reward import Reward
 from fewstep.distill.methods.scm import SCM
 from fewstep.distill.methods.scores import EVERYWHERE, Critic
 from fewstep.distill.methods.self_forcing import ChunkRollout
@@ -97,13 +96,6 @@ class Given:
         x_t, t = self.batch.states[:, -1], self.times[0]
         heads = FeatureDiscriminator.over(self.teacher, x_t, t, self.batch.cond, paths=features, seed=self.seed)
         return Gan(heads, weight, kind=kind, r1=r1)
-
-    def reward(self, folder: str, weight: float) -> Reward | None:
-        """By the judge in this folder; none without one."""
-        if not folder:
-            return None
-        judge = load_judge(folder, self.teacher, self.batch)
-        return Reward(judge, judge.module, self.teacher.schedule, weight)
 
 
 def kd(given: Given) -> KD:
@@ -179,22 +171,10 @@ def flow_map(given: Given, *, part: float = 0.25, huber: float = 0.0) -> FlowMap
 
 
 def dmd2(
-    given: Given,
-    *,
-    critic_steps: int = 5,
-    simulated: bool = True,
-    guided: tuple[float, float] = EVERYWHERE,
-    judge: str = "",
-    judge_weight: float = 1.0,
+    given: Given, *, critic_steps: int = 5, simulated: bool = True, guided: tuple[float, float] = EVERYWHERE
 ) -> DMD2:
-    return _matching(given, critic_steps, simulated, guided, judge, judge_weight)
-
-
-def _matching(
-    given: Given, critic_steps: int, simulated: bool, guided: tuple[float, float], judge: str, judge_weight: float
-) -> DMD2:
-    made = DMD2(given.student, given.teacher, given.critic, given.rollout(simulated), critic_steps, guided=guided)
-    return replace(made, reward=given.reward(judge, judge_weight)).checked(given.batch)
+    rollout = given.rollout(simulated)
+    return DMD2(given.student, given.teacher, given.critic, rollout, critic_steps, guided=guided).checked(given.batch)
 
 
 def dmd(
@@ -204,11 +184,8 @@ def dmd(
     simulated: bool = True,
     guided: tuple[float, float] = EVERYWHERE,
     weight: float = 0.25,
-    judge: str = "",
-    judge_weight: float = 1.0,
 ) -> DMD:
-    matching = _matching(given, critic_steps, simulated, guided, judge, judge_weight)
-    return DMD(matching, weight, given.distance)
+    return DMD(dmd2(given, critic_steps=critic_steps, simulated=simulated, guided=guided), weight, given.distance)
 
 
 def dmd2_gan(
@@ -221,10 +198,8 @@ def dmd2_gan(
     kind: Adversary = "softplus",
     r1: float = 0.0,
     features: tuple[str, ...] = (),
-    judge: str = "",
-    judge_weight: float = 1.0,
 ) -> DMD2:
-    matching = _matching(given, critic_steps, simulated, guided, judge, judge_weight)
+    matching = dmd2(given, critic_steps=critic_steps, simulated=simulated, guided=guided)
     return replace(matching, gan=given.gan(weight, kind, r1, features))
 
 
@@ -238,11 +213,14 @@ def f_distill(
     weight: float = 3e-3,
     r1: float = 0.0,
     features: tuple[str, ...] = (),
-    judge: str = "",
-    judge_weight: float = 1.0,
 ) -> FDistill:
-    matching = _matching(given, critic_steps, simulated, guided, judge, judge_weight)
+    matching = dmd2(given, critic_steps=critic_steps, simulated=simulated, guided=guided)
     return FDistill(replace(matching, gan=given.gan(weight, "softplus", r1, features)), divergence)
+
+
+def apt(given: Given, *, alone: int = 0, simulated: bool = True, feature: str = "") -> APT:
+    judge = Judge.over(given.another(), given.batch, feature, given.seed)
+    return APT(given.student, judge, given.rollout(simulated), alone)
 
 
 def ladd(

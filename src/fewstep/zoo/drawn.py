@@ -34,9 +34,7 @@ class Drawn:
     frames: int | None = None
 
     def __post_init__(self) -> None:
-        if self.frames is not None and not task(self.task).parts.moves:
-            owner = f"data of the task {self.task}"
-            raise InputError(bad_value("frames", owner, "left out, as it has pictures", self.frames))
+        _check_frames(self.task, self.frames)
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -54,9 +52,9 @@ class Drawn:
         for i in samples:
             rng = np.random.default_rng((self.seed, i, 3))
             scene = parts.sample_scene(rng)
-            drawn = parts.render(scene) if self.frames is None else parts.render(scene, self.frames)
+            pixels = _render(parts, scene, self.frames)
             caption, _ = parts.describe(scene, rng)
-            yield Sample(_pixels(drawn), caption, f"Sample {i} of the task {self.task}")
+            yield Sample(pixels, caption, f"Sample {i} of the task {self.task}")
 
 
 @dataclass(frozen=True)
@@ -71,14 +69,16 @@ class NearMisses:
     task: str
     samples: int
     seed: int = 0
+    frames: int | None = None
 
     def __post_init__(self) -> None:
+        _check_frames(self.task, self.frames)
         if task(self.task).parts.near is None:
             raise InputError(f"The task {self.task} knows no near misses.")
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        return {"near_misses": asdict(self)}
+        return {"pairs": True, **asdict(self)}
 
     @property
     def early(self) -> int:
@@ -88,10 +88,10 @@ class NearMisses:
         return self.samples
 
     def read(self, samples: range) -> Iterator[Sample]:
-        render = task(self.task).parts.render
         for i in samples:
             one = self.pair(i // 2)[i % 2]
-            yield Sample(_pixels(render(one.scene)), one.caption, f"Near miss {i} of the task {self.task}")
+            pixels = _render(task(self.task).parts, one.scene, self.frames)
+            yield Sample(pixels, one.caption, f"Near miss {i} of the task {self.task}")
 
     def pair(self, number: int) -> tuple[Captioned, Captioned]:
         """The samples 2·number and 2·number + 1 before they are drawn."""
@@ -124,5 +124,11 @@ def _telling(parts: Parts, scene: Any, other: Any, rng: np.random.Generator) -> 
     return None
 
 
-def _pixels(drawn: NDArray[np.floating]) -> NDArray[np.uint8]:
+def _check_frames(name: str, frames: int | None) -> None:
+    if frames is not None and not task(name).parts.moves:
+        raise InputError(bad_value("frames", f"data of the task {name}", "left out, as it has pictures", frames))
+
+
+def _render(parts: Parts, scene: Any, frames: int | None) -> NDArray[np.uint8]:
+    drawn = parts.render(scene) if frames is None else parts.render(scene, frames)
     return (drawn.clip(0, 1) * 255).round().astype(np.uint8)

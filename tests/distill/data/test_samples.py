@@ -23,6 +23,22 @@ def test_batches_run_through_the_set_once_an_epoch_in_a_repeatable_order(tmp_pat
         opened(tmp_path).batches(0)
 
 
+def test_pairs_stay_together(tmp_path):
+    store(tmp_path, numbered(samples=15, times=(0.0,), pairs=True))
+    paths = opened(tmp_path)
+    batch = paths.batches(4, seed=0)
+    rows = torch.cat([batch(step).states[:, 0, 0] for step in range(15)]).long()
+    assert paths.paired
+    for epoch in rows.split(15):
+        assert sorted(epoch.tolist()) == list(range(15))
+        assert (epoch[0:14:2] % 2 == 0).all()
+        assert torch.equal(epoch[1:14:2], epoch[0:14:2] + 1)
+        assert epoch[14] == 14  # the one without another
+    assert not torch.equal(rows[:15], rows[15:30])
+    store(tmp_path / "plain", numbered(samples=15, times=(0.0,)))
+    assert not opened(tmp_path / "plain").paired
+
+
 def test_batches_come_by_number_in_any_order_and_process(tmp_path):
     store(tmp_path)
     one, other = (opened(tmp_path).batches(5, seed=3) for _ in range(2))

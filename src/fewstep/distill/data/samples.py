@@ -144,6 +144,11 @@ class PathSet:
         return self.index.times[:: self._stride]
 
     @property
+    def paired(self) -> bool:
+        """Whether the samples 2i and 2i + 1 belong together, as their source said: each other's near misses."""
+        return bool(self.index.made_with.get("pairs"))
+
+    @property
     def fingerprint(self) -> str:
         """Tells sets apart that were made otherwise."""
         made = [self.index.content, self.times, self.index.made_with]
@@ -163,6 +168,7 @@ class PathSet:
         self, size: int, seed: int = 0, device: torch.device | str = "cpu", room: int | None = None
     ) -> Callable[[int], PathBatch]:
         """Step -> its batch of `size`: the set in a new random order each epoch, the same for the same step and seed.
+        Of a set in pairs, pairs stay together.
 
         `room`: bytes of the device's memory in which the whole set is kept, if it fits; without it, 1/`ROOM` of what a
         GPU has free, and none elsewhere.
@@ -172,7 +178,7 @@ class PathSet:
         """
         if size < 1 or not len(self):
             raise InputError(bad_value("batch", "training", f"at least 1, from {len(self)} samples", size))
-        order = lru_cache(maxsize=2)(lambda epoch: torch.randperm(len(self), generator=generator(seed, "order", epoch)))
+        order = lru_cache(maxsize=2)(lambda epoch: self._order(generator(seed, "order", epoch)))
         whole = self._whole(torch.device(device), _room(torch.device(device)) if room is None else room)
 
         def batch(step: int) -> PathBatch:
@@ -184,6 +190,13 @@ class PathSet:
             return self._batch(size, {name: value[rows] for name, value in whole.items()}, device)
 
         return batch
+
+    def _order(self, draw: torch.Generator) -> Tensor:
+        if not self.paired:
+            return torch.randperm(len(self), generator=draw)
+        firsts = 2 * torch.randperm(len(self) // 2, generator=draw)
+        last = torch.arange(len(self) // 2 * 2, len(self))
+        return torch.cat([torch.stack([firsts, firsts + 1], 1).flatten(), last])
 
     def read(self, samples: Sequence[int], device: torch.device | str = "cpu") -> PathBatch:
         """These samples, in this order."""

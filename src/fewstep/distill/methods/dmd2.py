@@ -2,8 +2,7 @@
 
 The gradient of KL(student ‖ teacher) in a sample x is the difference of two scores at x noised, which is, but for a
 factor, the difference of what two denoisers see in it: the critic, trained on the student's samples, and the teacher.
-It needs no data and sharpens, and it seeks modes: watch diversity. With a `Gan`, real data also judges the samples;
-with a `Reward`, a network that knows what answers a prompt.
+It needs no data and sharpens, and it seeks modes: watch diversity. With a `Gan`, real data also judges the samples.
 
 The student is sampled as its `Rollout` says: "renoise" in the paper.
 """
@@ -21,7 +20,6 @@ from fewstep.distill.engine.loop import Update
 from fewstep.distill.engine.roles import Swappable
 from fewstep.distill.methods.adversary import Gan
 from fewstep.distill.methods.backward import Sampling, guess, noised
-from fewstep.distill.methods.reward import Reward
 from fewstep.distill.methods.scores import EVERYWHERE, Critic, GuidedWithin, Levels, at_least_one, spread
 from fewstep.errors import InputError
 
@@ -57,7 +55,6 @@ class DMD2:
         levels: of the noise at which the scores, and the discriminator's samples, are compared.
         gan: a discriminator; None for none, and then no data is used.
         guided: the noise levels between which the teacher is guided; see `GuidedWithin`.
-        reward: a judge that also moves the samples; None for none.
 
     Raises:
         InputError: `critic_steps` below 1, `guided` no range in [0, 1], or a `critic_weight` where the discriminator
@@ -72,7 +69,6 @@ class DMD2:
     levels: Levels = field(default_factory=Levels)
     gan: Gan | None = None
     guided: tuple[float, float] = EVERYWHERE
-    reward: Reward | None = None
 
     def __post_init__(self) -> None:
         at_least_one("critic_steps", "DMD2", self.critic_steps)
@@ -87,8 +83,7 @@ class DMD2:
 
     @property
     def frozen(self) -> Mapping[str, nn.Module]:
-        judge = {"judge": self.reward.module} if self.reward else {}
-        return {"teacher": self.teacher.module, **judge}
+        return {"teacher": self.teacher.module}
 
     @property
     def _teacher(self) -> GuidedWithin:
@@ -130,13 +125,12 @@ class DMD2:
         with torch.no_grad():
             real, fake = guess(self._teacher, x_t, t, batch.cond), guess(self.critic.denoiser, x_t, t, batch.cond)
         gradient = kl_gradient(x, real, fake)
-        logits = self.gan.judge(x_t, t, batch.cond) if self.gan else None
-        if weigh is not None and logits is not None:
+        if self.gan is None:
+            return descend(x, gradient)
+        logits = self.gan.judge(x_t, t, batch.cond)
+        if weigh is not None:
             gradient = gradient * weigh(logits.detach(), t).to(x).view(-1, *[1] * (x.dim() - 1))
-        if self.reward:
-            gradient = gradient + self.reward.gradient(x, batch.cond, generator)
-        loss = descend(x, gradient)
-        return loss if self.gan is None or logits is None else loss + self.gan.student_loss(logits)
+        return descend(x, gradient) + self.gan.student_loss(logits)
 
 
 class OnDMD2:
