@@ -46,6 +46,8 @@ def test_a_network_is_compiled_by_its_blocks(monkeypatch):
         assert compiled_parts() == set(blocks)
         with uncompiled(network):
             assert not compiled_parts()
+        with uncompiled(network, around=[blocks[1].attn]):
+            assert compiled_parts() == {*blocks} - {blocks[1]}
         assert compiled_parts() == set(blocks)
     assert not compiled_parts()
 

@@ -67,9 +67,14 @@ def _parts(module: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def uncompiled(module: nn.Module) -> Iterator[None]:
-    """Calls of the module run plainly inside the block: for a trace, whose recorder must not be compiled in."""
-    kept = {part: part._compiled_call_impl for part in module.modules() if part._compiled_call_impl is not None}
+def uncompiled(module: nn.Module, around: Iterable[nn.Module] | None = None) -> Iterator[None]:
+    """Calls of the module run plainly inside the block: for a trace, whose recorder must not be compiled in. With
+    `around`, only those parts do that are one of these modules or hold one."""
+    parts = [part for part in module.modules() if part._compiled_call_impl is not None]
+    if around is not None:
+        seen = set(around)
+        parts = [part for part in parts if not seen.isdisjoint(part.modules())]
+    kept = {part: part._compiled_call_impl for part in parts}
     for part in kept:
         part._compiled_call_impl = None
     try:

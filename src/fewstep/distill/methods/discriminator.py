@@ -47,7 +47,7 @@ def tapped(
     """The prediction at x_t, and what the modules of these names returned on the way.
 
     A block of several streams gives its image stream, where `models.families` tells which that is, else the largest
-    tensor. The call runs uncompiled.
+    tensor. These modules run uncompiled.
 
     Raises:
         InputError: there is no such module, or it did not run exactly once.
@@ -65,9 +65,10 @@ def tapped(
         return call
 
     with ExitStack() as stack:
-        for path in paths:
-            stack.enter_context(wrapped(_part(module, path), record(path)))
-        with uncompiled(module), uncompiled(denoiser.module):
+        parts = [_part(module, path) for path in paths]
+        for path, part in zip(paths, parts, strict=True):
+            stack.enter_context(wrapped(part, record(path)))
+        with uncompiled(module, around=parts), uncompiled(denoiser.module, around=parts):
             prediction = denoiser(x_t, t, cond)
     for path, found in seen.items():
         if len(found) != 1:
