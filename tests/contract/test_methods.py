@@ -122,7 +122,7 @@ def test_a_ladder_goes_on_from_the_student_before(teacher, tmp_path, paths):
     assert [path.name for path in sorted(tmp_path.glob("?-*"))] == ["1-kd", "2-meanflow", "3-dmd2"]
 
 
-@pytest.mark.parametrize("method", ["kd", "dmd2", "ladd"])
+@pytest.mark.parametrize("method", ["kd", "dmd2", "ladd", "apt"])
 def test_adapters_on_one_backbone_give_a_pipeline_and_a_lora_file(tmp_path, paths, method):
     teacher = pipeline()
     shared = job(method, tmp_path, paths, roles="lora", rank=4)

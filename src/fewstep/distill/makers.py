@@ -218,9 +218,19 @@ def f_distill(
     return FDistill(replace(matching, gan=given.gan(weight, "softplus", r1, features)), divergence)
 
 
-def apt(given: Given, *, alone: int = 0, simulated: bool = True, feature: str = "") -> APT:
+def apt(
+    given: Given,
+    *,
+    alone: int = 0,
+    matching: float = 0.7,
+    critic_steps: int = 1,
+    guided: tuple[float, float] = EVERYWHERE,
+    simulated: bool = True,
+    feature: str = "",
+) -> APT:
     judge = Judge.over(given.another(), given.batch, feature, given.seed)
-    return APT(given.student, judge, given.rollout(simulated), alone)
+    beside = dmd2(given, critic_steps=critic_steps, simulated=simulated, guided=guided) if matching else None
+    return APT(given.student, judge, given.rollout(simulated), alone, beside, matching or 1.0)
 
 
 def ladd(

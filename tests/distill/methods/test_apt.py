@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.distill.data.samples import PathBatch
 from fewstep.distill.engine.loop import Settings, train
 from fewstep.distill.engine.roles import Network, student_of
 from fewstep.distill.methods.apt import APT, Judge, wronged
 from fewstep.distill.methods.backward import Rollout
+from fewstep.distill.methods.dmd2 import DMD2
+from fewstep.distill.methods.scores import Critic, Levels
 from fewstep.errors import InputError
 from tests.distill.methods.matching_toys import has_gradient
-from tests.distill.toys import CLASSES, MIXTURE, fitted, sliced_distance
+from tests.distill.toys import CLASSES, MIXTURE, fitted, net, sliced_distance
 
 ONE = Rollout((1.0, 0.0), "euler")
 
@@ -32,9 +35,10 @@ def batch(seed: int, size: int = 64) -> PathBatch:
     return PathBatch(points(of, seed)[:, None], (0.0,), of)
 
 
-def method(**values: object) -> APT:
+def method(matching: bool = False, **values: object) -> APT:
     student = fitted()
-    return APT(student, Judge.over(student_of(fitted()), batch(0), "layers.2"), ONE, **values)
+    beside = DMD2(student, fitted(), Critic(student_of(fitted())), ONE, critic_steps=1) if matching else None
+    return APT(student, Judge.over(student_of(fitted()), batch(0), "layers.2"), ONE, matching=beside, **values)
 
 
 def answered(student: Network, cond: Tensor) -> tuple[float, float]:
@@ -46,10 +50,11 @@ def answered(student: Network, cond: Tensor) -> tuple[float, float]:
     return float((near == cond).float().mean()), sliced_distance(made, points(cond, 5))
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[APT, Network]:
-    one = method(alone=40)
-    settings = Settings(240, rate=2e-3, rates={"judge": 4e-3}, betas=(0.0, 0.99), warmup=5, ema=0.95)
+@pytest.fixture(scope="module", params=[False, True], ids=["alone", "matching"])
+def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[APT, Network]:
+    one = method(request.param, alone=40)
+    rates = {"judge": 4e-3, **({"critic": 4e-3} if request.param else {})}
+    settings = Settings(240, rate=2e-3, rates=rates, betas=(0.0, 0.99), warmup=5, ema=0.95)
     averages = train(one, batch, tmp_path_factory.mktemp("apt"), settings, show=False).averages
     return one, one.student.with_module(averages["student"])
 
@@ -58,7 +63,7 @@ def test_a_student_that_knew_no_classes_answers_in_one_step(done: tuple[APT, Net
     cond = torch.arange(CLASSES).repeat(200)
     before, after = answered(fitted(), cond), answered(done[1], cond)
     assert before[0] < 0.5
-    assert after[0] > 0.85
+    assert after[0] > (0.85 if done[0].matching is None else 0.7)  # scores that know no classes hold it back
     assert after[1] < 0.5 * before[1]
 
 
@@ -71,9 +76,16 @@ def test_the_judge_knows_what_is_right(done: tuple[APT, Network]) -> None:
     assert (logits[0] > nowhere + 1).all()
 
 
-@pytest.mark.parametrize(("moves", "names"), [(True, ["student", "judge"]), (False, ["judge"])])
-def test_each_loss_trains_its_own_module(moves: bool, names: list[str]) -> None:
-    one, seen = method(moves=moves), []
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ({}, ["student", "judge"]),
+        ({"moves": False, "matching": True}, ["judge"]),
+        ({"matching": True}, ["critic", "student", "judge"]),
+    ],
+)
+def test_each_loss_trains_its_own_module(values: dict[str, bool], names: list[str]) -> None:
+    one, seen = method(**values), []
     for update in one.updates(batch(1), torch.Generator().manual_seed(0)):
         seen.append(update.name)
         update.loss.backward()
@@ -81,6 +93,43 @@ def test_each_loss_trains_its_own_module(moves: bool, names: list[str]) -> None:
         for module in one.modules.values():
             module.zero_grad()
     assert seen == names
+
+
+def test_the_pull_is_the_slope_of_the_judge_where_a_sample_is_wrong() -> None:
+    """A judge that is a plane: the same slope everywhere, at all noise levels near 0."""
+    plane = torch.tensor([3.0, -4.0])
+    one = replace(method(), levels=Levels(0.0, 1e-6))
+    object.__setattr__(one, "judge", Plane(one.judge, plane))
+    made, said = torch.randn(16, 2, generator=torch.Generator().manual_seed(0)), torch.linspace(-9, 9, 16)
+    wanted = -torch.sigmoid(-(made @ plane + said))[:, None] * plane / plane.square().mean().sqrt()
+    torch.testing.assert_close(one.pull(made, said, torch.Generator()), wanted, rtol=1e-3, atol=1e-4)
+    assert wanted[0].norm() > 100 * wanted[-1].norm()  # what is right already is left alone
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """logit = slope · x_t, plus what the condition says."""
+
+    judge: Judge
+    slope: Tensor
+
+    @property
+    def module(self) -> nn.Module:
+        return self.judge.module
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        return x_t @ self.slope + cond
+
+
+def test_with_matching_the_scores_pull_too() -> None:
+    one, made, cond = method(matching=True), batch(3).states[:, -1], batch(3).cond
+    one = replace(one, matching=replace(one.matching, critic=Critic(Network(net(1), one.student.schedule))))
+    pull = one.pull(made, cond, torch.Generator().manual_seed(1))
+    alone = replace(one, matching=None).pull(made, cond, torch.Generator().manual_seed(1))
+    draw = torch.Generator().manual_seed(1)
+    replace(one, matching=None).pull(made, cond, draw)  # the judge's draws come first
+    torch.testing.assert_close(pull - alone, 0.7 * one.matching.matched(made, cond, draw)[2])
+    assert (pull - alone).abs().mean() > 1e-2
 
 
 def test_the_judge_is_alone_at_first() -> None:
@@ -114,6 +163,7 @@ def test_without_conditions_only_blends_are_wrong() -> None:
     ("make", "said"),
     [
         (lambda: method(alone=-1), "'alone' of APT must be 0 or more. Got -1"),
+        (lambda: method(weight=-1), "'matching' of APT must be 0 or above. Got -1"),
         (lambda: wronged(torch.zeros(1, 2), None, torch.Generator()), "'batch' of APT must be at least 2"),
     ],
 )

@@ -5,6 +5,9 @@ sees noised samples, so that it can't go by what only the last pixel tells. To b
 condition its own (arXiv 1605.04396, section 4.2: real samples under another's condition are wrong), so the student
 learns to answer, and not only to look real. In the place of the paper's penalty on slopes stands the noise.
 
+Beside the judge's pull there may be that of distribution matching (`dmd2`): the judge alone brings what is asked for
+and leaves marks of its own; scores alone draw clean, and plain.
+
 What teaches the judge most are near misses: data in pairs that differ in one thing, each one's condition wrong for the
 other. A blend of the two, the ghost of a thing that a student of few steps draws where it can't decide, is wrong too.
 Before the student moves, the judge learns for a while alone.
@@ -24,9 +27,9 @@ from fewstep.distill.data import conditions
 from fewstep.distill.data.samples import PathBatch
 from fewstep.distill.engine.loop import Update
 from fewstep.distill.engine.roles import Swappable
-from fewstep.distill.methods.adversary import student_adversary
 from fewstep.distill.methods.backward import Sampling, noised
 from fewstep.distill.methods.discriminator import tap_paths, tapped, tokens
+from fewstep.distill.methods.dmd2 import DMD2, descend
 from fewstep.distill.methods.scores import Levels, held
 from fewstep.errors import InputError, bad_value
 
@@ -88,47 +91,68 @@ class APT:
         judge: starts best from the teacher's weights.
         rollout: how the student is sampled; see `backward.Rollout`.
         alone: iterations at the beginning in which only the judge learns, to tell conditions apart.
-        levels: of the noise at which it judges; where there is much, nobody can tell.
+        matching: distribution matching of the same student, without a discriminator; None for none.
+        weight: of its pull beside the judge's.
+        levels: of the noise at which the judge sees samples; where there is much, nobody can tell.
+        moves: whether the student does; see `at`.
 
     Raises:
-        InputError: `alone` below 0.
+        InputError: `alone` below 0, or a `weight` that is not above 0.
     """
 
     student: Swappable
     judge: Judge
     rollout: Sampling
     alone: int = 0
+    matching: DMD2 | None = None
+    weight: float = 0.7
     levels: Levels = field(default_factory=lambda: Levels(0.02, 0.7))
     moves: bool = True
 
     def __post_init__(self) -> None:
         if self.alone < 0:
             raise InputError(bad_value("alone", "APT", "0 or more", self.alone))
+        if not self.weight > 0:
+            raise InputError(bad_value("matching", "APT", "0 or above", self.weight))
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
-        return {"student": self.student.module, "judge": self.judge.module}
+        critic = {} if self.matching is None else {"critic": self.matching.critic.module}
+        return {"student": self.student.module, **critic, "judge": self.judge.module}
 
     @property
     def frozen(self) -> Mapping[str, nn.Module]:
-        return {}
+        return {} if self.matching is None else self.matching.frozen
 
     def at(self, step: int, steps: int) -> APT:
-        """Itself at a step: `moves` says whether the student does."""
+        """Itself at a step: the student stands still as long as the judge is alone."""
         return replace(self, moves=step >= self.alone)
 
     def updates(self, batch: PathBatch, generator: torch.Generator) -> Iterator[Update]:
         made = None
         if self.moves:
+            if self.matching is not None:
+                yield from self.matching.critic_updates(batch, generator)
             made = self.rollout.sample(self.student, batch, generator)
-            yield Update("student", self.student.module, self.student_loss(made, batch.cond, generator))
+            yield Update("student", self.student.module, descend(made, self.pull(made, batch.cond, generator)))
             made = made.detach()
         yield Update("judge", self.judge.module, self.judge_loss(batch, made, generator))
 
-    def student_loss(self, made: Tensor, cond: Any, generator: torch.Generator) -> Tensor:
-        """log(1 + e^−logit) of the student's samples (batch, …), which get the gradient: a scalar."""
-        with held(self.judge.module):
-            return student_adversary("softplus", self._judged(made, cond, generator))
+    def pull(self, made: Tensor, cond: Any, generator: torch.Generator) -> Tensor:
+        """The way that raises the loss of the student's samples (batch, …) fastest: shape of `made`.
+
+        The judge's is that of log(1 + e^−logit), its logit's slopes scaled to a root mean square of 1 over the batch,
+        as the difference of scores about is: what is right already is left alone.
+        """
+        with torch.enable_grad(), held(self.judge.module):
+            x = made.detach().requires_grad_(True)
+            logits = self._judged(x, cond, generator)
+            (slopes,) = torch.autograd.grad(logits.sum(), x)
+        wrong = torch.sigmoid(-logits.detach()).view(-1, *[1] * (x.dim() - 1))
+        pull = -wrong * slopes / slopes.square().mean().sqrt().clamp(min=1e-8)
+        if self.matching is None:
+            return pull
+        return pull + self.weight * self.matching.matched(made.detach(), cond, generator)[2]
 
     def judge_loss(self, batch: PathBatch, made: Tensor | None, generator: torch.Generator) -> Tensor:
         """Cross-entropy of real samples, and of what is wrong: real ones under another's condition or blended with it,

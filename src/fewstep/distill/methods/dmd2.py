@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,17 +121,21 @@ class DMD2:
     def student_loss(self, batch: PathBatch, generator: torch.Generator, weigh: Weigh | None = None) -> Tensor:
         """The student's loss, a scalar. `weigh` gives each sample's gradient a weight, from the discriminator."""
         x = self.rollout.sample(self.student, batch, generator)
-        t = self.levels.draw(self.teacher.schedule, len(x), generator)
-        x_t = noised(self.teacher.schedule, x, t, generator)
-        with torch.no_grad():
-            real, fake = guess(self._teacher, x_t, t, batch.cond), guess(self.critic.denoiser, x_t, t, batch.cond)
-        gradient = kl_gradient(x, real, fake)
+        x_t, t, gradient = self.matched(x, batch.cond, generator)
         if self.gan is None:
             return descend(x, gradient)
         logits = self.gan.judge(x_t, t, batch.cond)
         if weigh is not None:
             gradient = gradient * weigh(logits.detach(), t).to(x).view(-1, *[1] * (x.dim() - 1))
         return descend(x, gradient) + self.gan.student_loss(logits)
+
+    def matched(self, x: Tensor, cond: Any, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """The student's samples x (batch, …) noised, their times (batch,), and `kl_gradient` there."""
+        t = self.levels.draw(self.teacher.schedule, len(x), generator)
+        x_t = noised(self.teacher.schedule, x, t, generator)
+        with torch.no_grad():
+            real, fake = guess(self._teacher, x_t, t, cond), guess(self.critic.denoiser, x_t, t, cond)
+        return x_t, t, kl_gradient(x, real, fake)
 
 
 class OnDMD2:
