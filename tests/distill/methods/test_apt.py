@@ -163,6 +163,7 @@ def test_without_conditions_only_blends_are_wrong() -> None:
     ("make", "said"),
     [
         (lambda: method(alone=-1), "'alone' of APT must be 0 or more. Got -1"),
+        (lambda: method(alone=5).at(0, 5), "'alone' of APT must be below the 5 iterations. Got 5"),
         (lambda: method(weight=-1), "'matching' of APT must be 0 or above. Got -1"),
         (lambda: wronged(torch.zeros(1, 2), None, torch.Generator()), "'batch' of APT must be at least 2"),
     ],

@@ -125,7 +125,13 @@ class APT:
         return {} if self.matching is None else self.matching.frozen
 
     def at(self, step: int, steps: int) -> APT:
-        """Itself at a step: the student stands still as long as the judge is alone."""
+        """Itself at a step: the student stands still as long as the judge is alone.
+
+        Raises:
+            InputError: that is all of the time.
+        """
+        if self.alone >= steps:
+            raise InputError(bad_value("alone", "APT", f"below the {steps} iterations", self.alone))
         return replace(self, moves=step >= self.alone)
 
     def updates(self, batch: PathBatch, generator: torch.Generator) -> Iterator[Update]:
