@@ -119,7 +119,7 @@ def _telling(parts: Parts, scene: Any, other: Any, rng: np.random.Generator) -> 
     assert parts.near is not None
     for _ in range(WORDINGS):
         caption, ask = parts.describe(scene, rng)
-        if not parts.answers(ask, parts.near.shown(other)):
+        if parts.near.short(caption) and not parts.answers(ask, parts.near.shown(other)):
             return Captioned(scene, caption, ask)
     return None
 

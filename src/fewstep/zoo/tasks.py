@@ -75,11 +75,12 @@ class Task(Protocol):
 @dataclass(frozen=True)
 class Near:
     """Near misses: `change` gives a scene that differs from one of `sample_scene` in one thing, `shown` what a scene
-    shows, as an oracle would read it."""
+    shows, as an oracle would read it, `short` whether a model reads a caption to its end."""
 
     sample_scene: Callable[[Generator], Any]
     change: Callable[[Any, Generator], Any]
     shown: Callable[[Any], Any]
+    short: Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class ShapesTask(DrawnTask):
         shapes_oracle.read,
         shapes_oracle.answers,
         shapes_features.features,
-        near=Near(shapes_nearby.sample_even, shapes_nearby.nearby, shapes_oracle.shown),
+        near=Near(shapes_nearby.sample_even, shapes_nearby.nearby, shapes_oracle.shown, shapes_nearby.short),
     )
 
 

@@ -12,6 +12,7 @@ from fewstep.errors import InputError
 from fewstep.zoo.drawn import NearMisses
 from fewstep.zoo.shapes.nearby import CHANGES, nearby, sample_even
 from fewstep.zoo.shapes.oracle import answers, read, shown
+from fewstep.zoo.shapes.pipeline import PROMPT_TOKENS, build_tokenizer
 from fewstep.zoo.shapes.scenes import IMAGE_SIZE, MARGIN, Scene
 
 
@@ -65,6 +66,13 @@ def test_each_caption_is_right_for_its_picture_and_wrong_for_the_others():
     other = [answers(ask, readings[i ^ 1]) for i, ask in enumerate(asks)]
     assert np.mean(own) > 0.9  # the oracle itself misreads a few
     assert np.mean(other) < 0.05
+
+
+def test_captions_are_read_to_their_end():
+    tokenizer = build_tokenizer()
+    captions = [one.caption for number in range(150) for one in NearMisses("shapes", 300).pair(number)]
+    lengths = [len(tokenizer(caption).input_ids) for caption in captions]
+    assert max(lengths) == PROMPT_TOKENS  # and no longer: the limit is the right one
 
 
 def test_a_perfect_reader_sees_what_the_scene_holds():

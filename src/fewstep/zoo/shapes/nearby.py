@@ -24,6 +24,7 @@ from fewstep.zoo.shapes.scenes import (
 )
 
 MOST = 4  # objects of a scene
+LONGEST = 23  # words and commas of a caption: what the task's models read, less the mark of its end
 Change = Callable[[Scene, Generator], Scene | None]
 T = TypeVar("T")
 
@@ -44,6 +45,11 @@ def nearby(scene: Scene, rng: Generator) -> Scene:
         changed = changes[rng.choice(len(changes), p=weights)](scene, rng)
         if changed is not None:
             return changed
+
+
+def short(caption: str) -> bool:
+    """Whether the caption is read to its end; one that lists four objects may not be."""
+    return len(caption.replace(",", " ,").split()) <= LONGEST
 
 
 def more(scene: Scene, rng: Generator) -> Scene | None:
