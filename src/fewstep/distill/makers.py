@@ -221,7 +221,7 @@ def f_distill(
 def apt(
     given: Given,
     *,
-    alone: int = 0,
+    alone: float = 0.0,
     matching: float = 0.7,
     critic_steps: int = 1,
     guided: tuple[float, float] = EVERYWHERE,

@@ -52,7 +52,7 @@ def answered(student: Network, cond: Tensor) -> tuple[float, float]:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["alone", "matching"])
 def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[APT, Network]:
-    one = method(request.param, alone=40)
+    one = method(request.param, alone=1 / 6)
     rates = {"judge": 4e-3, **({"critic": 4e-3} if request.param else {})}
     settings = Settings(240, rate=2e-3, rates=rates, betas=(0.0, 0.99), warmup=5, ema=0.95)
     averages = train(one, batch, tmp_path_factory.mktemp("apt"), settings, show=False).averages
@@ -133,8 +133,9 @@ def test_with_matching_the_scores_pull_too() -> None:
 
 
 def test_the_judge_is_alone_at_first() -> None:
-    one = method(alone=3)
+    one = method(alone=0.3)
     assert [one.at(step, 10).moves for step in (0, 2, 3, 9)] == [False, False, True, True]
+    assert method(alone=0.5).at(1, 2).moves  # as in a rehearsal
     assert method().at(0, 10).moves
 
 
@@ -162,8 +163,8 @@ def test_without_conditions_only_blends_are_wrong() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: method(alone=-1), "'alone' of APT must be 0 or more. Got -1"),
-        (lambda: method(alone=5).at(0, 5), "'alone' of APT must be below the 5 iterations. Got 5"),
+        (lambda: method(alone=-0.1), "'alone' of APT must be in [0, 1)"),
+        (lambda: method(alone=1.0), "'alone' of APT must be in [0, 1)"),
         (lambda: method(weight=-1), "'matching' of APT must be 0 or above. Got -1"),
         (lambda: wronged(torch.zeros(1, 2), None, torch.Generator()), "'batch' of APT must be at least 2"),
     ],

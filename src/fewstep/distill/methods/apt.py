@@ -90,28 +90,28 @@ class APT:
         student: see `roles`.
         judge: starts best from the teacher's weights.
         rollout: how the student is sampled; see `backward.Rollout`.
-        alone: iterations at the beginning in which only the judge learns, to tell conditions apart.
+        alone: the part of the run, at its beginning, in which only the judge learns, to tell conditions apart.
         matching: distribution matching of the same student, without a discriminator; None for none.
         weight: of its pull beside the judge's.
         levels: of the noise at which the judge sees samples; where there is much, nobody can tell.
         moves: whether the student does; see `at`.
 
     Raises:
-        InputError: `alone` below 0, or a `weight` that is not above 0.
+        InputError: `alone` is not in [0, 1), or a `weight` is not above 0.
     """
 
     student: Swappable
     judge: Judge
     rollout: Sampling
-    alone: int = 0
+    alone: float = 0.0
     matching: DMD2 | None = None
     weight: float = 0.7
     levels: Levels = field(default_factory=lambda: Levels(0.02, 0.7))
     moves: bool = True
 
     def __post_init__(self) -> None:
-        if self.alone < 0:
-            raise InputError(bad_value("alone", "APT", "0 or more", self.alone))
+        if not 0 <= self.alone < 1:
+            raise InputError(bad_value("alone", "APT", "in [0, 1), a part of the iterations", self.alone))
         if not self.weight > 0:
             raise InputError(bad_value("matching", "APT", "0 or above", self.weight))
 
@@ -125,14 +125,8 @@ class APT:
         return {} if self.matching is None else self.matching.frozen
 
     def at(self, step: int, steps: int) -> APT:
-        """Itself at a step: the student stands still as long as the judge is alone.
-
-        Raises:
-            InputError: that is all of the time.
-        """
-        if self.alone >= steps:
-            raise InputError(bad_value("alone", "APT", f"below the {steps} iterations", self.alone))
-        return replace(self, moves=step >= self.alone)
+        """Itself at a step: the student stands still as long as the judge is alone."""
+        return replace(self, moves=step >= self.alone * steps)
 
     def updates(self, batch: PathBatch, generator: torch.Generator) -> Iterator[Update]:
         made = None
@@ -165,9 +159,9 @@ class APT:
         and the student's, which count half each. A scalar."""
         x0 = batch.states[:, -1]
         right = F.softplus(-self._judged(x0, batch.cond, generator)).mean()
-        wrong = [self._judged(*wronged(x0, batch.cond, generator), generator)]
-        wrong += [] if made is None else [self._judged(made, batch.cond, generator)]
-        return right + sum((F.softplus(logits).mean() for logits in wrong), torch.zeros(())) / len(wrong)
+        wrong = [F.softplus(self._judged(*wronged(x0, batch.cond, generator), generator)).mean()]
+        wrong += [] if made is None else [F.softplus(self._judged(made, batch.cond, generator)).mean()]
+        return right + torch.stack(wrong).mean()
 
     def _judged(self, x: Tensor, cond: Any, generator: torch.Generator) -> Tensor:
         t = self.levels.draw(self.student.schedule, len(x), generator)
