@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from fewstep.bench.rehearsal import STATES, rehearse
+from fewstep.distill.data.captions import Table
 from fewstep.distill.engine.optimizers import OPTIMIZERS
 from fewstep.distill.job import Job, Rung
 from tests.distill.pipes import pipeline
@@ -32,6 +34,24 @@ def test_it_measures_each_rung_and_leaves_nothing(tmp_path):
     assert len(found.role_rows()) == 4
     assert found.time_rows()[-1]["hours"] == found.hours
     assert not (tmp_path / "run").exists()
+
+
+def test_of_data_a_batch_is_read_and_the_whole_is_counted(tmp_path):
+    read = []
+
+    class Counted(Table):
+        def read(self, samples):
+            read.extend(samples)
+            return super().read(samples)
+
+    rows = [{"image": np.full((16, 16, 3), i, np.uint8), "text": "a red ring"} for i in range(200)]
+    job = Job((), tmp_path, data=Counted(rows, "rows"), steps=1, ladder=[Rung("apt", 10, 4, options={"alone": 0.5})])
+    found = rehearse(pipeline(), job)
+    assert set(read) == {0, 1, 2, 3}
+    assert found.paths == 200
+    assert [role.name for role in found.rungs[0].roles] == ["student", "critic", "judge", "teacher"]
+    assert found.paths_hours > 0
+    assert found.hours > found.rungs[0].hours > 0
 
 
 def test_every_optimizer_has_its_states_counted():

@@ -1,7 +1,7 @@
 """A distillation tried on a batch: what it will need of memory, time and disk, before it starts.
 
-Everything of the job is done once in a folder that is thrown away: the trace, one batch of teacher paths, two steps of
-each rung (the first warms up, the second is timed), the student written and run in its steps.
+Everything of the job is done once in a folder that is thrown away: the trace, one batch of teacher paths or of data, two
+steps of each rung (the first warms up, the second is timed), the student written and run in its steps.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fewstep.bench.timing import MB, peak_memory, weights_mb
+from fewstep.distill.data.captions import First, Source, source_of
 from fewstep.distill.engine.loop import Settings
 from fewstep.distill.engine.roles import device_of
 from fewstep.distill.job import Job, Rung
@@ -101,8 +102,9 @@ def rehearse(pipe: DiffusionPipeline, job: Job) -> Rehearsal:
     Raises:
         InputError, TraceError: as `distill` does.
     """
+    source = source_of(job.data, **dict[str, Any](job.columns)) if isinstance(job.data, str | Path) else job.data
     with tempfile.TemporaryDirectory(prefix="fewstep-") as place:
-        small = _small(job, Path(place))
+        small = _small(job, source, Path(place))
         given = PipelineJob.of(pipe, small)
         ladder = given.ladder
         start = time.perf_counter()
@@ -118,16 +120,19 @@ def rehearse(pipe: DiffusionPipeline, job: Job) -> Rehearsal:
             before = rung
         assert weights is not None
         given.write(weights)
-    share = job.samples / len(made)
-    return Rehearsal(job.samples, seconds * share / HOUR, disk * share, tuple(measured))
+    whole_set = job.samples if source is None else len(source)
+    share = whole_set / len(made)
+    return Rehearsal(whole_set, seconds * share / HOUR, disk * share, tuple(measured))
 
 
-def _small(job: Job, place: Path) -> Job:
+def _small(job: Job, source: Source | None, place: Path) -> Job:
     rungs = [
         replace(rung, iterations=2, training={**rung.training, "save_every": 2, "compile": False}) for rung in job.rungs
     ]
     samples = max(rung.batch for rung in rungs)
-    return replace(job, out=place, paths=None, ladder=tuple(rungs), samples=samples, check_every=0, show_every=0)
+    data = None if source is None else First(source, samples)
+    off = {"check_every": 0, "show_every": 0}
+    return replace(job, out=place, paths=None, ladder=tuple(rungs), samples=samples, data=data, columns={}, **off)
 
 
 def _measured(lesson: Lesson, whole: Rung, job: Job, run: Path, peak_mb: float) -> Measured:

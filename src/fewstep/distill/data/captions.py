@@ -55,6 +55,28 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
+class First:
+    """The first so many samples of another source, or all of fewer."""
+
+    source: Source
+    samples: int
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return {**self.source.facts, "first": len(self)}
+
+    @property
+    def early(self) -> int:
+        return min(self.source.early, len(self))
+
+    def __len__(self) -> int:
+        return min(self.samples, len(self.source))
+
+    def read(self, samples: range) -> Iterator[Sample]:
+        return self.source.read(samples)
+
+
+@dataclass(frozen=True)
 class Folder:
     """Files with captions: see `folder`."""
 
