@@ -131,8 +131,8 @@ def _small(job: Job, source: Source | None, place: Path) -> Job:
     ]
     samples = max(rung.batch for rung in rungs)
     data = None if source is None else First(source, samples)
-    off = {"check_every": 0, "show_every": 0}
-    return replace(job, out=place, paths=None, ladder=tuple(rungs), samples=samples, data=data, columns={}, **off)
+    here = replace(job, out=place, paths=None, ladder=tuple(rungs), samples=samples, check_every=0, show_every=0)
+    return replace(here, data=data, columns={})
 
 
 def _measured(lesson: Lesson, whole: Rung, job: Job, run: Path, peak_mb: float) -> Measured:
