@@ -1,7 +1,7 @@
 """A distillation tried on a batch: what it will need of memory, time and disk, before it starts.
 
-Everything of the job is done once in a folder that is thrown away: the trace, one batch of teacher paths or of data, two
-steps of each rung (the first warms up, the second is timed), the student written and run in its steps.
+Everything of the job is done once in a folder that is thrown away: the trace, one batch of teacher paths or of data,
+two steps of each rung (the first warms up, the second is timed), the student written and run in its steps.
 """
 
 from __future__ import annotations
