@@ -9,7 +9,7 @@ import pytest
 
 from fewstep.cli.distill import job_of
 from fewstep.errors import InputError
-from fewstep.zoo.drawn import NearMisses
+from fewstep.zoo.drawn import Drawn
 from tests.cli.conftest import Fewstep
 
 
@@ -45,7 +45,7 @@ def test_data_of_a_task_may_be_near_misses(tmp_path: Path) -> None:
     config = tmp_path / "job.yaml"
     config.write_text(f"teacher: zoo:shapes\nmethod: apt\ndata: task:shapes/near\nsamples: 8\nout: {tmp_path}\n")
     job = job_of(str(config), {})
-    assert job.data == NearMisses("shapes", 8, 0)
+    assert job.data == Drawn("shapes", 8, 0, near=True)
     config.write_text(config.read_text().replace("shapes/near", "moving-shapes/near"))
     with pytest.raises(InputError, match="The task moving-shapes knows no near misses"):
         job_of(str(config), {})

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fewstep.bench.timing import MB, peak_memory, weights_mb
-from fewstep.distill.data.captions import First, Source, source_of
+from fewstep.distill.data.captions import First, Source
 from fewstep.distill.engine.loop import Settings
 from fewstep.distill.engine.roles import device_of
 from fewstep.distill.job import Job, Rung
@@ -102,7 +102,7 @@ def rehearse(pipe: DiffusionPipeline, job: Job) -> Rehearsal:
     Raises:
         InputError, TraceError: as `distill` does.
     """
-    source = source_of(job.data, **dict[str, Any](job.columns)) if isinstance(job.data, str | Path) else job.data
+    source = job.source()
     with tempfile.TemporaryDirectory(prefix="fewstep-") as place:
         small = _small(job, source, Path(place))
         given = PipelineJob.of(pipe, small)

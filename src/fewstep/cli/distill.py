@@ -201,10 +201,10 @@ def job_of(source: str, given: dict[str, Any]) -> Job:
 
 def _drawn(name: str, samples: int, seed: int, frames: int | None) -> Source:
     """Data of the task of this name; of `NAME/near` in pairs that are near misses."""
-    from fewstep.zoo.drawn import Drawn, NearMisses
+    from fewstep.zoo.drawn import Drawn
 
     task = name.removesuffix("/near")
-    return Drawn(name, samples, seed, frames) if task == name else NearMisses(task, samples, seed, frames)
+    return Drawn(task, samples, seed, frames, near=task != name)
 
 
 class TaskPrompts:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from fewstep.distill.catalog import Card, card
-from fewstep.distill.data.captions import Source
+from fewstep.distill.data.captions import Source, source_of
 from fewstep.distill.data.prompts import PromptSource
 from fewstep.distill.engine.loop import Settings
 from fewstep.distill.engine.parallel import Kind
@@ -211,6 +211,16 @@ class Job:
             raise InputError(bad_value("teacher_precision", "distillation", rule, self.teacher_precision))
         for rung in self.rungs:
             self._check(rung)
+
+    def source(self) -> Source | None:
+        """The data as samples by number; None without any.
+
+        Raises:
+            InputError: it can't be read.
+        """
+        if not isinstance(self.data, str | Path):
+            return self.data
+        return source_of(self.data, **dict[str, Any](self.columns))
 
     @property
     def _makes_paths(self) -> bool:

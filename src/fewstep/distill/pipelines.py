@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from fewstep.distill.data.captions import Source, source_of
+from fewstep.distill.data.captions import Source
 from fewstep.distill.data.encode import EncodeSettings, encode
 from fewstep.distill.data.prompts import PromptSource, read_prompts
 from fewstep.distill.data.samples import PathSet
@@ -60,7 +60,7 @@ class PipelineJob:
         parallel = processes_of(job)
         if parallel.size > 1:
             pipe.to(parallel.device)
-        source = source_of(job.data, **dict[str, Any](job.columns)) if isinstance(job.data, str | Path) else job.data
+        source = job.source()
         prompts = read_prompts(_texts(job, source), job.samples, job.seed)
         example = {"prompt": prompts[0], **job.call}
         _check_teacher(pipe)

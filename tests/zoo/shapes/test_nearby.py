@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fewstep.errors import InputError
-from fewstep.zoo.drawn import NearMisses
+from fewstep.zoo.drawn import Drawn
 from fewstep.zoo.shapes.nearby import CHANGES, nearby, sample_even
 from fewstep.zoo.shapes.oracle import answers, read, shown
 from fewstep.zoo.shapes.pipeline import PROMPT_TOKENS, build_tokenizer
@@ -57,7 +57,7 @@ def _kind(scene: Scene, other: Scene) -> str:
 
 
 def test_each_caption_is_right_for_its_picture_and_wrong_for_the_others():
-    pairs = NearMisses("shapes", 40, seed=7)
+    pairs = Drawn("shapes", 40, seed=7, near=True)
     samples = list(pairs.read(range(40)))
     assert next(pairs.read(range(5, 6))).caption == samples[5].caption
     readings = [read(one.media / 255) for one in samples]
@@ -70,7 +70,7 @@ def test_each_caption_is_right_for_its_picture_and_wrong_for_the_others():
 
 def test_captions_are_read_to_their_end():
     tokenizer = build_tokenizer()
-    captions = [one.caption for number in range(150) for one in NearMisses("shapes", 300).pair(number)]
+    captions = [one.caption for number in range(150) for one in Drawn("shapes", 300, near=True).pair(number)]
     lengths = [len(tokenizer(caption).input_ids) for caption in captions]
     assert max(lengths) == PROMPT_TOKENS  # and no longer: the limit is the right one
 
@@ -83,4 +83,4 @@ def test_a_perfect_reader_sees_what_the_scene_holds():
 
 def test_a_task_without_near_misses_says_so():
     with pytest.raises(InputError, match="moving-shapes knows no near misses"):
-        NearMisses("moving-shapes", 4)
+        Drawn("moving-shapes", 4, near=True)

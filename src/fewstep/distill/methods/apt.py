@@ -53,16 +53,15 @@ class Head(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """A denoiser of its own, to be trained, the name of the module whose output it goes by, and a head on that."""
+    """A denoiser of its own, to be trained, the name of the module whose output it goes by, and a head on that.
+
+    `module` is all that is trained: the denoiser's and the head.
+    """
 
     denoiser: Swappable
     feature: str
     head: Head
-
-    @property
-    def module(self) -> nn.Module:
-        """All that is trained."""
-        return nn.ModuleList([self.denoiser.module, self.head])
+    module: nn.Module
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
         """Logits (batch,) that x_t (batch, …), noised to t (batch,), is real and answers its condition."""
@@ -79,7 +78,8 @@ class Judge:
             (found,) = tapped(denoiser, (feature,), x0, denoiser.schedule.end, batch.cond)[1]
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return cls(denoiser, feature, Head(tokens(found).shape[2]).to(x0.device))
+            head = Head(tokens(found).shape[2]).to(x0.device)
+        return cls(denoiser, feature, head, nn.ModuleList([denoiser.module, head]))
 
 
 @dataclass(frozen=True, eq=False)
