@@ -9,10 +9,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from fewstep.distill.engine.checkpoint import SHARDS, saved
 from fewstep.distill.engine.loop import Settings, train
 from fewstep.distill.engine.parallel import Parallel, buckets, found
+from fewstep.distill.engine.sharding import shard
 from fewstep.distill.watching.guard import Guard, Policy, Probe, Reference
 from fewstep.errors import CheckpointError, FewstepError, InputError, MachineError
 from tests.distill.processes import Pair, batches, start
@@ -156,6 +158,8 @@ def test_one_process_can_be_sharded_too_and_plain_again(alone, tmp_path):
 
 
 def test_what_can_not_be_sharded_says_so(tmp_path):
+    with pytest.raises(InputError, match="'judge' of this method is several networks and can't be sharded: take ddp"):
+        shard({"judge": nn.ModuleList([nn.Linear(2, 2)])}, Parallel())
     with pytest.raises(InputError, match="Muon makes whole matrices orthogonal"):
         go(tmp_path, replace(ONE, optimizer="muon"), "fsdp")
     with pytest.raises(InputError, match="turn 'compile' off"):

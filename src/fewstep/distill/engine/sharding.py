@@ -32,7 +32,14 @@ def check_whole(modules: Mapping[str, nn.Module]) -> None:
 
 
 def shard(modules: Mapping[str, nn.Module], parallel: Parallel) -> None:
-    """Shard these modules in place, each by its repeated blocks and the rest."""
+    """Shard these modules in place, each by its repeated blocks and the rest.
+
+    Raises:
+        InputError: one is a list of networks, without a call in which its weights could be gathered.
+    """
+    for name, module in modules.items():
+        if isinstance(module, nn.ModuleList):
+            raise InputError(f"The {name!r} of this method is several networks and can't be sharded: take ddp.")
     mesh = device_mesh(Layout(data=parallel.size), parallel.device.type)["data"]
     for name, module in modules.items():
         for block in find_blocks(module):
