@@ -242,6 +242,30 @@ def test_conditions_of_many_prompts_in_one_call() -> None:
     )
 
 
+@pytest.mark.parametrize("name", [name for name in PIPELINES if name != "dit"])  # which asks for an output object
+def test_conditions_cost_no_pass_of_the_denoiser(name: str) -> None:
+    pipe, call = PIPELINES[name]()
+    denoiser, passes = trace(pipe, **call), []
+    first = [next(child for child in module.children()) for module in denoiser.modules.values()]
+    hooks = [child.register_forward_hook(lambda *_: passes.append(1)) for child in first]
+    cond = denoiser.condition()
+    assert not passes
+    for hook in hooks:
+        hook.remove()
+    t = denoiser.times[0]
+    assert torch.equal(denoiser(denoiser.noise, t, cond), denoiser(denoiser.noise, t))
+
+
+def test_conditions_for_other_sizes_run_the_denoiser() -> None:
+    pipe = build_pipeline()
+    call = {"prompt": "a red ring", "max_sequence_length": 6, "negative_prompt": "", "true_cfg_scale": 2.5}
+    denoiser = trace(pipe, height=32, width=32, **call)
+    wide = denoiser.condition(height=32, width=64)
+    assert torch.equal(
+        wide.branches["cond"]["img_ids"], trace(pipe, height=32, width=64, **call).cond.branches["cond"]["img_ids"]
+    )
+
+
 def test_conditions_refuse_another_guidance() -> None:
     pipe, call = tiny.sd3()
     with pytest.raises(TraceError, match="the guidance is not the traced one"):

@@ -28,6 +28,7 @@ from fewstep.models.tracing.record import record
 from fewstep.models.tracing.replay import replay, stochastic
 from fewstep.models.tracing.stages import Stage
 from fewstep.models.tracing.timeline import find_timeline, sigma_table
+from fewstep.models.tracing.understudy import Understudy
 
 __all__ = ["TracedDenoiser", "trace"]
 
@@ -66,9 +67,11 @@ def trace(pipe: Any, *, replay_tolerance: float | None = None, **call: Any) -> T
     timeline = find_timeline(tape.scheduler, timesteps, first.x, first.model_output, first.result, tolerance)
     stages, cond = explain(moments, timeline, sigma_table(tape.scheduler))
 
+    understudy = Understudy(first.calls, stages[0].calls)
+
     def conditions(other: Mapping[str, Any]) -> Any:
         kept = {name: value for name, value in full.items() if name not in ("latents", "generator")}
-        step = record(pipe, denoisers, {**kept, **other}, first_only=True).steps[0]
+        step = record(pipe, denoisers, {**kept, **other}, first_only=True, stand_in=understudy).steps[0]
         return read_condition(step, stages, cond.axes, fold, timeline.sign)
 
     denoiser = TracedDenoiser(

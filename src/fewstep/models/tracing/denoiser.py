@@ -85,7 +85,8 @@ class TracedDenoiser:
     def condition(self, **call: Any) -> Cond:
         """The conditions of another call, for other prompts: the traced call's arguments with these in their place.
 
-        The pipeline runs up to its first scheduler step.
+        The pipeline runs up to its first scheduler step, without the denoiser where the samples are as large as the
+        traced call's.
 
         Raises:
             TraceError: with these arguments the pipeline calls its denoiser in another way than the traced one.

@@ -67,18 +67,28 @@ class _Enough(Exception):
     """Thrown through the pipeline's own call to end it early."""
 
 
-def record(pipe: Any, denoisers: Mapping[str, nn.Module], call: Mapping[str, Any], first_only: bool = False) -> Tape:
+StandIn = Callable[[int, Mapping[str, Any]], Any]  # the number of a call in its step, its arguments -> an output
+
+
+def record(
+    pipe: Any,
+    denoisers: Mapping[str, nn.Module],
+    call: Mapping[str, Any],
+    first_only: bool = False,
+    stand_in: StandIn | None = None,
+) -> Tape:
     """Run `pipe(**call)` and write down every denoiser call and scheduler step.
 
     The pipeline is afterwards what it was: hooks off, scheduler and attributes restored, random generators wound back;
-    also when its call raises. With `first_only` the run ends when the first step is about to be taken.
+    also when its call raises. With `first_only` the run ends when the first step is about to be taken. What `stand_in`
+    returns is taken for the denoiser's output, which is not run then; None runs it.
 
     Raises:
         TraceError: no scheduler, no denoiser, or a call in a form that can't be recorded.
     """
     if getattr(pipe, "scheduler", None) is None or not denoisers:
         raise TraceError(f"{type(pipe).__name__} has no scheduler and denoiser that a trace could follow.")
-    recorder = _Recorder(type(pipe).__name__, first_only)
+    recorder = _Recorder(type(pipe).__name__, first_only, stand_in)
     with _untouched(pipe, call), ExitStack() as stack:
         for name, module in denoisers.items():
             stack.enter_context(wrapped(module, recorder.on_call(name, _signature(module))))
@@ -94,8 +104,8 @@ def record(pipe: Any, denoisers: Mapping[str, nn.Module], call: Mapping[str, Any
 
 
 class _Recorder:
-    def __init__(self, pipeline: str, first_only: bool) -> None:
-        self.pipeline, self.first_only = pipeline, first_only
+    def __init__(self, pipeline: str, first_only: bool, stand_in: StandIn | None) -> None:
+        self.pipeline, self.first_only, self.stand_in = pipeline, first_only, stand_in
         self.snapshots = Snapshots()
         self.pending: list[Call] = []
         self.steps: list[Step] = []
@@ -104,7 +114,9 @@ class _Recorder:
     def on_call(self, name: str, signature: inspect.Signature) -> Callable[..., Any]:
         def recorded(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             taken = self.snapshots.take(_named(signature, name, args, kwargs))
-            output = forward(*args, **kwargs)
+            output = None if self.stand_in is None else self.stand_in(len(self.pending), taken)
+            if output is None:
+                output = forward(*args, **kwargs)
             self.pending.append(Call(name, taken, self.snapshots.take(output)))
             return output
 
