@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from fewstep.distill.catalog import CATALOG
 from fewstep.distill.job import Job, Rung
 from fewstep.distill.run import distill
+from fewstep.errors import InputError
 from fewstep.models.load import load
 from fewstep.models.manifest import manifest_of
 from tests.distill.pipes import SIZE, pipeline, video_pipeline
@@ -120,6 +121,26 @@ def test_a_ladder_goes_on_from_the_student_before(teacher, tmp_path, paths):
     distill(teacher, alone, show=False)
     assert losses(tmp_path) != losses(tmp_path / "alone")
     assert [path.name for path in sorted(tmp_path.glob("?-*"))] == ["1-kd", "2-meanflow", "3-dmd2"]
+
+
+def test_what_a_judge_learnt_alone_serves_another_student(teacher, tmp_path, paths):
+    def judged(out: str, **options: object) -> Job:
+        one = replace(rung("apt"), options={"alone": 1.0, "matching": 0.0, **options})
+        return job("apt", tmp_path / out, paths, ladder=[one])
+
+    student = load(distill(teacher, judged("first"), show=False))
+    both = zip(student.transformer.parameters(), teacher.transformer.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in both)  # it stood still
+    distill(teacher, judged("second", judge=str(tmp_path / "first" / "1-apt")), show=False)
+    fresh, taught = (losses(tmp_path / name)[0]["judge"] for name in ("first", "second"))
+    assert taught != fresh
+    distill(teacher, job("kd", tmp_path / "kd", paths), show=False)
+    for place, said in (
+        ("nowhere", "holds no checkpoints of a training"),
+        ("kd/1-kd", "trained no judge like this one"),
+    ):
+        with pytest.raises(InputError, match=said):
+            distill(teacher, judged("third", judge=str(tmp_path / place)), show=False)
 
 
 @pytest.mark.parametrize("method", ["kd", "dmd2", "ladd", "apt"])

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from fewstep.distill.data.paths import PathRun, PathSettings, PathTask, make_pat
 from fewstep.distill.data.samples import Content, PathBatch, PathSet
 from fewstep.distill.data.seeds import derive
 from fewstep.distill.data.store import Sizes
-from fewstep.distill.engine.loop import Distiller, Watch, train
+from fewstep.distill.engine.loop import Distiller, Settings, Watch, train
 from fewstep.distill.engine.lora import Shared
 from fewstep.distill.engine.parallel import Parallel, found
 from fewstep.distill.engine.roles import Copies, Roles, Swappable, device_of
@@ -54,6 +54,15 @@ class Lesson:
     distiller: Distiller[Any]
     source: PathSet
     sampler: Stepping
+
+    def settings(self, seed: int) -> Settings:
+        """The rung's; of the method's own rates those of modules that it trains, as an option may leave one out."""
+        asked = self.rung.settings(seed)
+        if "rates" in self.rung.training:
+            return asked
+        return replace(
+            asked, rates={name: rate for name, rate in asked.rates.items() if name in self.distiller.modules}
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +188,7 @@ class Ladder:
             lesson.distiller,
             source.batches(rung.batch, job.seed, device),
             folder,
-            rung.settings(job.seed),
+            lesson.settings(job.seed),
             facts={**rung.facts(), "start": str(job.start), "paths": source.fingerprint},
             guard=self._guard(lesson),
             parallel=self.parallel,

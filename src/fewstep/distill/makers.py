@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
 from fewstep.distill.data.samples import PathBatch
 from fewstep.distill.engine.lora import Adapter
 from fewstep.distill.engine.roles import Swappable
+from fewstep.distill.engine.state import take_averages
 from fewstep.distill.losses import Distance
 from fewstep.distill.methods.adversary import Adversary, Gan
 from fewstep.distill.methods.apt import APT, Judge
@@ -227,10 +229,13 @@ def apt(
     guided: tuple[float, float] = EVERYWHERE,
     simulated: bool = True,
     feature: str = "",
+    judge: str = "",
 ) -> APT:
-    judge = Judge.over(given.another(), given.batch, feature, given.seed)
+    judging = Judge.over(given.another(), given.batch, feature, given.seed)
+    if judge:
+        take_averages(Path(judge), {"judge": judging.module})
     beside = dmd2(given, critic_steps=critic_steps, simulated=simulated, guided=guided) if matching else None
-    return APT(given.student, judge, given.rollout(simulated), alone, beside, matching or 1.0)
+    return APT(given.student, judging, given.rollout(simulated), alone, beside, matching or 1.0)
 
 
 def ladd(

@@ -163,8 +163,8 @@ def test_without_conditions_only_blends_are_wrong() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: method(alone=-0.1), "'alone' of APT must be in [0, 1)"),
-        (lambda: method(alone=1.0), "'alone' of APT must be in [0, 1)"),
+        (lambda: method(alone=-0.1), "'alone' of APT must be in [0, 1]"),
+        (lambda: method(alone=1.1), "'alone' of APT must be in [0, 1]"),
         (lambda: method(weight=-1), "'matching' of APT must be 0 or above. Got -1"),
         (lambda: wronged(torch.zeros(1, 2), None, torch.Generator()), "'batch' of APT must be at least 2"),
     ],

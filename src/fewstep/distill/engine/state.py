@@ -20,7 +20,22 @@ from fewstep.distill.engine.parallel import Parallel
 from fewstep.distill.engine.settings import UNLIKE, Settings
 from fewstep.distill.engine.sharding import check_whole, filled, hollow, release, shard
 from fewstep.distill.watching.guard import Guard, History
-from fewstep.errors import InputError
+from fewstep.errors import CheckpointError, InputError
+
+
+def take_averages(folder: Path, modules: Mapping[str, nn.Module]) -> None:
+    """Fill modules with the averages that another training's newest checkpoint keeps under these names.
+
+    Raises:
+        InputError: the folder is none of a training, or of one that trained no such modules.
+    """
+    found = checkpoint.saved(folder)
+    if not found:
+        raise InputError(f"{folder} holds no checkpoints of a training: its folder is named like run/1-kd.")
+    try:
+        checkpoint.load(found[-1], {_average(name): module for name, module in modules.items()})
+    except CheckpointError as error:
+        raise InputError(f"{folder} trained no {' or '.join(modules)} like this one: {error}") from error
 
 
 class Run:
@@ -88,7 +103,7 @@ class Run:
 
     @property
     def _averages(self) -> dict[str, nn.Module]:
-        return {f"{name}.average": module for name, module in self.averages.items()}
+        return {_average(name): module for name, module in self.averages.items()}
 
     @property
     def _state(self) -> dict[str, Any]:
@@ -183,6 +198,11 @@ class Run:
         if self._hollow:
             return {name: filled(self._hollow[name], module) for name, module in self.averages.items()}
         return self.averages
+
+
+def _average(name: str) -> str:
+    """What a checkpoint calls the average of a module."""
+    return f"{name}.average"
 
 
 def _identity(settings: Settings, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ and leaves marks of its own; scores alone draw clean, and plain.
 
 What teaches the judge most are near misses: data in pairs that differ in one thing, each one's condition wrong for the
 other. A blend of the two, the ghost of a thing that a student of few steps draws where it can't decide, is wrong too.
-Before the student moves, the judge learns for a while alone.
+Before the student moves, the judge learns for a while alone; and what one has learnt serves other students too.
 """
 
 from __future__ import annotations
@@ -90,14 +90,15 @@ class APT:
         student: see `roles`.
         judge: starts best from the teacher's weights.
         rollout: how the student is sampled; see `backward.Rollout`.
-        alone: the part of the run, at its beginning, in which only the judge learns, to tell conditions apart.
+        alone: the part of the run, at its beginning, in which only the judge learns, to tell conditions apart; 1 leaves
+            the student as it is.
         matching: distribution matching of the same student, without a discriminator; None for none.
         weight: of its pull beside the judge's.
         levels: of the noise at which the judge sees samples; where there is much, nobody can tell.
         moves: whether the student does; see `at`.
 
     Raises:
-        InputError: `alone` is not in [0, 1), or a `weight` is not above 0.
+        InputError: `alone` is not in [0, 1], or a `weight` is not above 0.
     """
 
     student: Swappable
@@ -110,8 +111,8 @@ class APT:
     moves: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alone < 1:
-            raise InputError(bad_value("alone", "APT", "in [0, 1), a part of the iterations", self.alone))
+        if not 0 <= self.alone <= 1:
+            raise InputError(bad_value("alone", "APT", "in [0, 1], a part of the iterations", self.alone))
         if not self.weight > 0:
             raise InputError(bad_value("matching", "APT", "0 or above", self.weight))
 
