@@ -12,11 +12,12 @@ from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
 from PIL import Image
 
 from fewstep.diffusion.samplers import euler, flow_times
+from fewstep.distill.data.captions import Table
 from fewstep.distill.data.samples import PathSet
 from fewstep.distill.job import Job, Rung
 from fewstep.distill.ladder import Domain, Ladder
 from fewstep.distill.mixtures import MixtureTask, ring
-from fewstep.distill.pipelines import unguided
+from fewstep.distill.pipelines import PipelineJob, unguided
 from fewstep.distill.run import distill, run
 from fewstep.errors import InputError
 from fewstep.models.load import load
@@ -177,6 +178,22 @@ def test_pictures_with_captions_are_trained_on_and_nothing_else(teacher, tmp_pat
     assert not (tmp_path / "run" / "paths").exists()
     with pytest.raises(InputError, match="'prompts' of the source of prompts must be at least one prompt"):
         distill(teacher, replace(job, data=None), show=False)
+
+
+def test_no_more_captions_are_read_than_are_shown(teacher, tmp_path):
+    """Each row may be a download of its picture."""
+    read = set()
+
+    class Counted(Table):
+        def read(self, samples):
+            read.update(samples)
+            return super().read(samples)
+
+    rows = [{"image": Image.new("RGB", (16, 16)), "text": f"{i} rings"} for i in range(60)]
+    job = Job((), tmp_path, data=Counted(rows, "rows"), steps=1, ladder=[Rung("dmd2")], shown=4)
+    given = PipelineJob.of(teacher, job)
+    assert list(given.ladder.domain.unseen) == [f"{i} rings" for i in range(4)]
+    assert read == set(range(4))
 
 
 def test_guidance_is_turned_off_where_the_pipeline_has_it():

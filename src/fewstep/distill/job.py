@@ -206,7 +206,7 @@ class Job:
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise InputError(bad_value(name, "distillation", rule, getattr(self, name)))
-        if self.teacher_precision is not None and not self._makes_paths:
+        if self.teacher_precision is not None and not self.makes_paths:
             rule = "left out: no teacher paths are made"
             raise InputError(bad_value("teacher_precision", "distillation", rule, self.teacher_precision))
         for rung in self.rungs:
@@ -223,7 +223,8 @@ class Job:
         return source_of(self.data, **dict[str, Any](self.columns))
 
     @property
-    def _makes_paths(self) -> bool:
+    def makes_paths(self) -> bool:
+        """Whether a method needs the teacher's own paths, or real data that is not there."""
         needed = {rung.card.needs for rung in self.ladder}
         return "paths" in needed or ("latents" in needed and self.data is None)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from fewstep.distill.data.captions import Source
 from fewstep.distill.data.encode import EncodeSettings, encode
-from fewstep.distill.data.prompts import PromptSource, read_prompts
+from fewstep.distill.data.prompts import read_prompts
 from fewstep.distill.data.samples import PathSet
 from fewstep.distill.engine.loop import Watch
 from fewstep.distill.engine.lora import Adapter
@@ -61,7 +61,7 @@ class PipelineJob:
         if parallel.size > 1:
             pipe.to(parallel.device)
         source = job.source()
-        prompts = read_prompts(_texts(job, source), job.samples, job.seed)
+        prompts = _prompts(job, source, job.samples if source is None or job.makes_paths else job.shown, job.seed)
         example = {"prompt": prompts[0], **job.call}
         _check_teacher(pipe)
         traced = trace(pipe, **{**example, "num_inference_steps": TRACE_STEPS})
@@ -91,7 +91,7 @@ class PipelineJob:
             self._condition,
             tuple(traced.noise.shape[1:]),
             # Others than those of the training, where the source has more.
-            unseen=read_prompts(_texts(job, self.source), job.shown, job.seed + 1),
+            unseen=_prompts(job, self.source, job.shown, job.seed + 1),
             times=self._times,
             start=None if job.start is None else getattr(load(job.start), self.component).to(traced.noise.device),
             facts={"guidance": dict(traced.weights)},
@@ -184,11 +184,11 @@ class PipelineJob:
         return each(gallery, *recorder)
 
 
-def _texts(job: Job, source: Source | None) -> PromptSource:
-    """The job's prompts, or the captions of its data."""
+def _prompts(job: Job, source: Source | None, n: int, seed: int) -> list[str]:
+    """n of the job's prompts, or the first captions of its data, of which no more are read: each may be a download."""
     if job.prompts or source is None:
-        return job.prompts
-    return [one.caption for one in source.read(range(len(source)))]
+        return read_prompts(job.prompts, n, seed)
+    return read_prompts([one.caption for one in source.read(range(min(n, len(source))))], n, seed)
 
 
 def unguided(call: Mapping[str, Any], accepted: Container[str]) -> dict[str, Any]:
