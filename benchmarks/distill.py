@@ -111,8 +111,9 @@ def mixtures(options: argparse.Namespace, place: Path) -> Iterator[Row]:
 
 
 def of_points(method: str, iterations: int) -> dict[str, Any]:
-    features = {"features": FEATURES} if "features" in CATALOG[method].choices else {}
-    return {"batch": 256, "options": features, "training": {"rate": 1e-3, "rates": {}, "ema": 0.99}}
+    known = {"features": FEATURES, "feature": FEATURES[-1]}
+    options = {name: value for name, value in known.items() if name in CATALOG[method].choices}
+    return {"batch": 256, "options": options, "training": {"rate": 1e-3, "rates": {}, "ema": 0.99}}
 
 
 def fitted(exact: MixtureTask, place: Path, seed: int) -> Network:
