@@ -4,10 +4,13 @@ tests run alone, and not several at a time: those that look at a clock, or that 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from fewstep.machine import Machine
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that would download must fail at once
 
@@ -31,3 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(item.path.is_relative_to(HERE / part) for part in ALONE):
             item.add_marker("alone")
+
+
+@pytest.fixture
+def able_machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """This machine, as if it were quick at bfloat16; it computes in it either way."""
+    real = Machine.detect()
+    able = replace(real, features=real.features | {"bf16"})
+    monkeypatch.setattr("fewstep.machine._detect", lambda: able)
+    return able

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +70,6 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(made_once: Path, tmp_path: Path) -> Path:
     """A pipeline folder that a test may spoil."""
     return Path(shutil.copytree(made_once, tmp_path / "tiny"))
-
-
-@pytest.fixture
-def able_machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """This machine, as if it were quick at bfloat16; it computes in it either way."""
-    real = Machine.detect()
-    able = replace(real, features=real.features | {"bf16"})
-    monkeypatch.setattr("fewstep.machine._detect", lambda: able)
-    return able
 
 
 @pytest.fixture

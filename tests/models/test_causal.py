@@ -99,7 +99,8 @@ def test_a_chunk_that_is_kept_in_the_call_of_the_next_one_is_as_in_a_call_of_its
         with causal.after(together, keep=chunks.size):
             found = run(model, both, times, text)
         assert torch.allclose(found, torch.cat([kept, answer], 2), atol=1e-5), start
-        assert (together.frames, together.bytes) == (apart.frames, apart.bytes)
+        assert together.frames == apart.frames
+        assert together.bytes == apart.bytes or chunks.window is None  # those of rows that grow, sooner or later
 
 
 def test_a_later_frame_changes_no_earlier_one_and_a_far_one_is_not_seen() -> None:

@@ -118,6 +118,7 @@ def test_a_paced_session_does_no_more_work_than_its_clock_asks_for(model: LiveMo
         assert session.stats.missed == 0
 
 
+@pytest.mark.usefixtures("able_machine")
 def test_tricks_are_switched_and_unknown_ones_named() -> None:
     model = live_model(Precision())
     dtype = model.pipe.transformer.blocks[0].attn1.to_q.weight.dtype

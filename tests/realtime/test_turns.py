@@ -6,6 +6,7 @@ import threading
 import time
 from itertools import islice
 
+import pytest
 import torch
 
 from fewstep.realtime import Session
@@ -180,12 +181,13 @@ def test_another_sessions_chunk_waits_for_one_call_of_an_opening() -> None:
     assert len(calls) >= CALLS
 
 
+@pytest.mark.usefixtures("able_machine")
 def test_another_opening_and_other_techniques_wait_for_its_end() -> None:
     model = live_model(Precision())
     session, calls = begun(model)
     with session:
         model.put_on(frozenset({"precision"} ^ set(model.engaged)))
-        assert len(calls) >= CALLS
+        assert len(calls) > CALLS  # one of them its own
         list(islice(session, 2))
     model = live_model()
     session, calls = begun(model)

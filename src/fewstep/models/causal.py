@@ -102,6 +102,8 @@ class Causal:
         hidden, timestep = kwargs[self._facts.hidden], kwargs[self._facts.timestep]
         frames, height, width = (n // side for n, side in zip(hidden.shape[-3:], self._patch, strict=True))
         self.clip.frames, self.clip.tokens = frames, height * width
+        if isinstance(self.doing, Remembering):
+            self.doing.window.make_room(frames)
         if timestep.dim() < 2:
             return args, kwargs
         each = timestep[:, :: self._patch[0]].repeat_interleave(height * width, 1)
@@ -114,19 +116,17 @@ class Causal:
             return tuple(torch.cat([part, part], 1) for part in type(rope).forward(rope, half))
         if not isinstance(self.doing, Remembering):
             return rotations
-        window, places = self.doing.window, self.doing.places()
+        window, tokens = self.doing.window, self.clip.tokens
         if window.back is None:
             window.back = _turned(rope, args[0], window.chunks.size, self._patch)
-        if places == [(0, self.clip.frames)]:
+        if not window.end:
             return rotations
-        frames = max(place + n for place, n in places) * self._patch[0]
+        frames = (window.end + self.clip.frames) * self._patch[0]
         longer = args[0][..., :1, :, :].expand(*args[0].shape[:-3], frames, *args[0].shape[-2:])
-        tokens = self.clip.tokens
         tables = type(rope).forward(rope, longer)
-        # Copies: compiled blocks would take slices of longer and longer tables for other inputs.
-        return tuple(
-            torch.cat([table[:, place * tokens : (place + n) * tokens] for place, n in places], 1) for table in tables
-        )
+        # Copies, in plain order: compiled blocks would take slices of longer and longer tables for other inputs.
+        own = (table[:, window.end * tokens :] for table in tables)
+        return tuple(table.clone(memory_format=torch.contiguous_format) for table in own)
 
 
 def causal_of(transformer: nn.Module) -> Causal | None:
@@ -235,13 +235,6 @@ class Remembering:
 
     def slot(self, path: str) -> Slot:
         return path, 0
-
-    def places(self) -> list[tuple[int, int]]:
-        """Where in the window's row of frames each chunk of the call stands, and its frames."""
-        places = [(self.window.frames, self.keep or self.clip.frames)]
-        if 0 < self.keep < self.clip.frames:
-            places.append((self.window.frames_with(self.keep), self.clip.frames - self.keep))
-        return places
 
     def attend(self, slot: Slot, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, run: Run) -> Tensor:
         if not self.keep:

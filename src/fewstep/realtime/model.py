@@ -147,15 +147,10 @@ class LiveModel:
             if prompt not in self._conditions:
                 while len(self._conditions) >= KNOWN:
                     del self._conditions[next(one for one in self._conditions if one != EXAMPLE)]
-                with self._told("condition", prompt), self.causal.unmasked(), torch.no_grad():
-                    self._conditions[prompt] = self._read(prompt)
+                with self._told("condition", prompt), torch.no_grad():
+                    draw = torch.Generator().manual_seed(0)
+                    self._conditions[prompt] = self.denoiser.condition(prompt=prompt, generator=draw)
             return self._conditions[prompt]
-
-    def _read(self, prompt: str) -> Any:
-        """The pipeline's call is read, and what its denoiser answers is of no use: it is not compiled for a whole clip.
-        But processes that share it must ask it the same."""
-        with torch.compiler.set_stance("force_eager"):
-            return self.denoiser.condition(prompt=prompt, generator=torch.Generator().manual_seed(0))
 
     def put_on(self, names: frozenset[str]) -> None:
         """Exactly these techniques, and no others, work from now on, or from the end of an opening on."""
@@ -171,6 +166,16 @@ class LiveModel:
                     self._on.remove()
                 chosen = [one for name, one in self.techniques.items() if name in names]
                 self._on = accelerate(self.pipe, chosen) if chosen else None
+                self._seen()
+
+    @torch.no_grad()
+    def _seen(self) -> None:
+        """One call, over a whole clip, the same on all processes: a technique may look at the model in the first, and
+        it must not be a session's. It is not compiled for that."""
+        noise = self.denoiser.noise
+        clip = torch.randn(noise.shape, generator=torch.Generator().manual_seed(0)).to(noise)
+        with self.causal.unmasked(), torch.compiler.set_stance("force_eager"):
+            self.denoiser(clip, self.opening[0])
 
     def _told(self, what: str, *given: Any) -> AbstractContextManager[None]:
         return nullcontext() if self.peers is None else self.peers.told(what, *given)
