@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -151,6 +152,39 @@ def test_a_sink_stays_and_all_others_go() -> None:
         other = x.clone()
         other[:, :, frame] += 1
         assert (float((last(other) - plain).abs().max()) > 1e-6) is seen, frame
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [Chunks(), Chunks(2), Chunks(1, window=1), Chunks(1, window=4), Chunks(2, window=6), Chunks(2, window=8, sink=4)],
+)
+def test_a_window_holds_the_newest_frames_and_the_sink_each_turned_to_its_place(chunks: Chunks) -> None:
+    """However far a row is written, and however often it moved: one key a frame, turned by its place from the first."""
+    draw, turn = torch.Generator().manual_seed(0), torch.polar(torch.ones(1, 1, 1, 3), torch.tensor([1.0, 0.3, 0.01]))
+    window, seen, places = Window(chunks, back=turn**-chunks.size), [], []
+
+    def turned(keys: list[Tensor], start: int) -> Tensor:
+        return torch.cat([rotated(key, turn ** (start + place)) for place, key in enumerate(keys)], 1)
+
+    for _ in range(12):
+        own = list(torch.randn(chunks.size, 1, 1, 2, 6, generator=draw))
+        most = len(seen) if chunks.window is None else chunks.window - chunks.size
+        newest = min(most - chunks.sink, max(0, len(seen) - chunks.sink))
+        held = seen[: chunks.sink] + (seen[-newest:] if newest else [])
+        window.begin()
+        window.make_room(2 * chunks.size)
+        assert window.frames == len(held)
+        key, value = turned(own, window.end), torch.cat(own, 1)
+        with torch.no_grad():
+            keys, values = window.joined(("a", 0), key, value)
+        torch.testing.assert_close(keys, turned(held + own, window.start), rtol=0, atol=2e-5)
+        assert torch.equal(values, torch.cat(held + own, 1))
+        window.note(("a", 0), key, value, 1)
+        window.advance(chunks.size)
+        seen += own
+        places.append(window.start)
+    went_back = any(later < earlier for earlier, later in pairwise(places))
+    assert went_back is (chunks.window is not None)
 
 
 def test_one_time_for_all_frames_is_that_time_for_each() -> None:

@@ -119,7 +119,7 @@ class Window:
     def joined(self, slot: Slot, key: Tensor, value: Tensor, *, noted: bool = False) -> tuple[Tensor, Tensor]:
         """Those of the past before a chunk's own. `noted`: the chunk that was noted in this call is of the past too.
 
-        They are good until the next call of this method, unless they are to have gradients."""
+        They are good until the next one is asked for or noted, unless they are to have gradients."""
         start, frames = self._held(self._noted if noted else 0)
         if not frames:
             return key, value
