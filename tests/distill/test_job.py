@@ -66,6 +66,7 @@ def test_a_tasks_data_is_drawn_by_the_caller():
         ({"steps": 0}, "'steps' of distillation must be at least 1"),
         ({"data": "clips"}, "'data' of distillation must be left out: prompts are given, and no method takes it"),
         ({"frames": 25}, "'frames' of distillation must be left out where there is no data"),
+        ({"latents": "shared"}, "'latents' of distillation must be left out where there is no data"),
         ({"steps": "four"}, "'steps' of The configuration must be a whole number"),
         ({"steps": 2.5}, "'steps' of The configuration must be a whole number"),
         ({"teacher_precision": "fp8"}, "'teacher_precision' of distillation must be one of None, fp32, bf16"),

@@ -176,6 +176,11 @@ def test_pictures_with_captions_are_trained_on_and_nothing_else(teacher, tmp_pat
     assert load(folder)("a red ring", output_type="latent").images.isfinite().all()
     assert len(PathSet(tmp_path / "run" / "latents")) == 3
     assert not (tmp_path / "run" / "paths").exists()
+    encoded = tmp_path / "run" / "latents"
+    before = {file: file.stat().st_mtime_ns for file in encoded.glob("shard-*")}
+    distill(teacher, replace(job, out=tmp_path / "other", latents=encoded), show=False)
+    assert {file: file.stat().st_mtime_ns for file in encoded.glob("shard-*")} == before
+    assert not (tmp_path / "other" / "latents").exists()
     with pytest.raises(InputError, match="'prompts' of the source of prompts must be at least one prompt"):
         distill(teacher, replace(job, data=None), show=False)
 

@@ -246,7 +246,7 @@ CATALOG: dict[str, Card] = {
         EITHER,
         networks=4,
         cost=22,
-        when="After kd, on real pictures with captions: in one or two steps it draws what was asked for.",
+        when="After kd, on real pictures with captions: in one step it draws what was asked for.",
         rate=1.5e-4,
         rates={"critic": 6e-4, "judge": 2e-4},
         betas=BETAS,

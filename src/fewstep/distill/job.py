@@ -112,6 +112,7 @@ class Job:
         data: pictures or videos with captions to train on, where a method takes them: a folder or a Hugging Face data
             set, see `captions.source_of`, or samples by number. Without, the ends of teacher paths serve.
         frames: of a video of the data; None: as many as the teacher makes.
+        latents: folder of the encoded data; None: `out/latents`. Students may share one.
         columns: of a data set, if they have other names than "image" and "text", and its "split".
         teacher: what `fewstep.load` takes; only `run` reads it.
         steps: the student's.
@@ -146,6 +147,7 @@ class Job:
     out: Path | str
     data: Path | str | Source | None = None
     frames: int | None = None
+    latents: Path | str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     teacher: str = ""
     steps: int = 4
@@ -190,7 +192,10 @@ class Job:
                 self._takes_data,
                 "left out: prompts are given, and no method takes it",
             ),
-            "frames": (self.frames is None or self.data is not None, "left out where there is no data"),
+            **{
+                name: (self.data is not None or getattr(self, name) is None, "left out where there is no data")
+                for name in ("frames", "latents")
+            },
             "samples": (self.samples >= 1, "at least 1"),
             "rank": (self.rank >= 1, "at least 1"),
             "check_every": (self.check_every >= 0, "0 or more"),

@@ -144,7 +144,8 @@ class PipelineJob:
         return dict(manifest.call) if manifest else {}
 
     def _encoded(self, source: Source, show: bool) -> PathSet:
-        place, facts = Path(self.job.out) / "latents", {"guidance": dict(self.traced.weights)}
+        place = Path(self.job.latents or Path(self.job.out) / "latents")
+        facts = {"guidance": dict(self.traced.weights)}
         settings = EncodeSettings(seed=self.job.seed, frames=self.job.frames)
         return encode(
             self.pipe, self.traced, source, place, settings, condition=self._condition, facts=facts, show=show

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,7 +136,7 @@ class LiveModel:
         return shift_of(self.manifest.times)
 
     def condition(self, prompt: str) -> Any:
-        """What the denoiser is told of a prompt.
+        """What the denoiser is told of a prompt; it is not run for that, so that each process finds out by itself.
 
         Raises:
             InputError: no text.
@@ -147,9 +147,8 @@ class LiveModel:
             if prompt not in self._conditions:
                 while len(self._conditions) >= KNOWN:
                     del self._conditions[next(one for one in self._conditions if one != EXAMPLE)]
-                with self._told("condition", prompt), torch.no_grad():
-                    draw = torch.Generator().manual_seed(0)
-                    self._conditions[prompt] = self.denoiser.condition(prompt=prompt, generator=draw)
+                with torch.no_grad():
+                    self._conditions[prompt] = self.denoiser.condition(prompt=prompt)
             return self._conditions[prompt]
 
     def put_on(self, names: frozenset[str]) -> None:
@@ -161,12 +160,13 @@ class LiveModel:
                 return
             self.changes += 1
             self._conditions.clear()
-            with self._told("put_on", names):
+            with nullcontext() if self.peers is None else self.peers.told("put_on", names):
                 if self._on is not None:
                     self._on.remove()
                 chosen = [one for name, one in self.techniques.items() if name in names]
                 self._on = accelerate(self.pipe, chosen) if chosen else None
-                self._seen()
+                if chosen:
+                    self._seen()
 
     @torch.no_grad()
     def _seen(self) -> None:
@@ -176,9 +176,6 @@ class LiveModel:
         clip = torch.randn(noise.shape, generator=torch.Generator().manual_seed(0)).to(noise)
         with self.causal.unmasked(), torch.compiler.set_stance("force_eager"):
             self.denoiser(clip, self.opening[0])
-
-    def _told(self, what: str, *given: Any) -> AbstractContextManager[None]:
-        return nullcontext() if self.peers is None else self.peers.told(what, *given)
 
     @property
     def tricks(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from fewstep.errors import InputError
-from fewstep.realtime.model import EXAMPLE, LiveModel
+from fewstep.realtime.model import LiveModel
 from fewstep.realtime.rolling import OnPrompt, Rolling
 from fewstep.techniques import Parallel
 from fewstep.techniques.parallel.processes import Peers, world
@@ -50,13 +50,11 @@ def together(model: LiveModel) -> Iterator[LiveModel | None]:
 def stream(model: LiveModel, prompt: str, seed: int) -> Rolling:
     """A stream of a model's latents, on all of the processes that share it."""
     with model.lock:
-        _read(model, prompt)
         return Rolling(model, prompt, seed) if model.peers is None else Led(model, model.peers, prompt, seed)
 
 
 class Led(Rolling):
-    """A stream on the first process: all others are told what it does next, once its prompt is read, which all do at
-    the same time."""
+    """A stream on the first process: all others are told what it does next."""
 
     def __init__(self, model: LiveModel, peers: Peers, prompt: str, seed: int) -> None:
         self._peers, self._number = peers, next(peers.numbers)
@@ -64,12 +62,10 @@ class Led(Rolling):
             super().__init__(model, prompt, seed)
 
     def chunk(self, steps: int) -> Tensor:
-        _read(self.model, self.prompt)
         with self._peers.told("chunk", self._number, steps, self.cached, self.candidates):
             return super().chunk(steps)
 
     def turn(self, prompt: str, how: OnPrompt) -> None:
-        _read(self.model, prompt)
         with self._peers.told("turn", self._number, prompt, how):
             super().turn(prompt, how)
 
@@ -80,12 +76,6 @@ class Led(Rolling):
                     super().close()
 
 
-def _read(model: LiveModel, prompt: str) -> None:
-    """What a stream asks its model with, before others are told of it: all read it at the same time."""
-    for text in (prompt, EXAMPLE):
-        model.condition(text)
-
-
 def _follow(model: LiveModel, peers: Peers) -> None:
     """Do what the first process says, until it says no more."""
     streams: dict[int, Rolling] = {}
@@ -93,8 +83,6 @@ def _follow(model: LiveModel, peers: Peers) -> None:
         match said:
             case "put_on", names:
                 model.put_on(names)
-            case "condition", prompt:
-                model.condition(prompt)
             case "open", number, prompt, seed:
                 streams[number] = Rolling(model, prompt, seed)
             case "chunk", number, steps, cached, candidates:
