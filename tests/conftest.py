@@ -4,6 +4,7 @@ tests run alone, and not several at a time: those that look at a clock, or that 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,10 +37,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("alone")
 
 
-@pytest.fixture
-def able_machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+@pytest.fixture(scope="module")
+def able_machine() -> Iterator[Machine]:
     """This machine, as if it were quick at bfloat16; it computes in it either way."""
     real = Machine.detect()
     able = replace(real, features=real.features | {"bf16"})
-    monkeypatch.setattr("fewstep.machine._detect", lambda: able)
-    return able
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fewstep.machine._detect", lambda: able)
+        yield able

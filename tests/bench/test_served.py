@@ -24,6 +24,8 @@ from fewstep.server.studio import LiveStudio
 from tests.server.live.served import served as serve
 from tests.server.live.student import save_student
 
+pytestmark = pytest.mark.usefixtures("able_machine")
+
 PROMPTS = ("a red ring", "a blue square", "a green triangle")
 FPS = 40
 

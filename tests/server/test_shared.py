@@ -21,6 +21,8 @@ from fewstep.server.engine import OWN, Engine, Shot, Work
 from fewstep.server.shared import live_entry, techniques_of
 from tests.server.live.student import save_student
 
+pytestmark = pytest.mark.usefixtures("able_machine")
+
 CALL = Work("tiny", OWN, size=(16, 16), frames=9)
 
 

@@ -23,6 +23,8 @@ from fewstep.zoo.moving.render import render
 from fewstep.zoo.tasks import task
 from tests.server.live.student import save_student
 
+pytestmark = pytest.mark.usefixtures("able_machine")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fewstep.accelerate import accelerate
 from fewstep.errors import FewstepError, RecipeError
+from fewstep.machine import Machine
 from fewstep.models.hooks import Hook
 from fewstep.models.model import Model
 from fewstep.numerics.quantized import dequantize
@@ -29,6 +30,8 @@ from fewstep.techniques.parallel.tensor import own_rotations
 from tests.distill.processes import start
 from tests.models.tiny import PIPELINES, eval_
 from tests.techniques.tiny import distance
+
+WITH_INT8 = pytest.mark.skipif(Machine.detect().missing("int8") is not None, reason="no 8-bit products here")
 
 FAMILIES = ("flux", "flux2", "wan", "qwen_image", "ltx", "sd3", "hunyuan_video", "flux_true_cfg")
 GUIDED = ("wan", "ltx", "sd3", "flux_true_cfg")
@@ -155,6 +158,7 @@ def all_held(pipe: Any) -> list[Held]:
     return [held for held in map(held_by, pipe.transformer.modules()) if held is not None]
 
 
+@WITH_INT8
 def test_quantized_layers_are_cut_as_they_are() -> None:
     start(_quantized, 2, 900)
 
@@ -267,6 +271,7 @@ def _refused(rank: int) -> None:
         assert torch.equal(mochi.transformer.transformer_blocks[0].attn1.to_q.weight, whole)
 
 
+@WITH_INT8
 def test_what_can_not_be_cut_is_refused_by_name() -> None:
     start(_refused, 2, 900)
 

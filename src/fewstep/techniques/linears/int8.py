@@ -7,7 +7,8 @@ opaque operator, right in float32 and bfloat16, eager and compiled alike. Two ke
 - with AMX oneDNN's, which only multiplies. What is around it is plain torch: the input gets a scale for each token, and
   compiled that becomes part of the code that made the input and of the code that takes the output.
 - without AMX FBGEMM's `quantized::linear_dynamic`, which converts the input with one scale and zero point for the whole
-  tensor, multiplies and rescales at once.
+  tensor, multiplies and rescales at once. On an x86 CPU without AVX512-VNNI it adds pairs in 16 bits, which overflow
+  where the input has 8, so there it gets 7.
 
 `docs/techniques/quantize.md` has the measurements.
 """
@@ -29,6 +30,7 @@ from fewstep.techniques.linears.emulated import outline
 from fewstep.techniques.linears.held import Held
 
 BY_ROW = Layout("int8", (1, WHOLE))
+WIDE = ("avx512_vnni", "amx_int8", "i8mm", "dot")  # with one of them FBGEMM adds in 32 bits
 TINY = 1e-12  # the least scale of a token, so that one of zeros is no division by zero
 
 
@@ -63,7 +65,7 @@ class _Slot:
 @torch.library.custom_op("fewstep::int8_linear", mutates_args=(), device_types="cpu")
 def int8_linear(x: Tensor, slot: Tensor, out_features: int) -> Tensor:
     """x (…, in) float32 -> (…, out) float32, times the weights packed in `slot`, by FBGEMM."""
-    product: Tensor = torch.ops.quantized.linear_dynamic(x, _packed[int(slot)], False)
+    product: Tensor = torch.ops.quantized.linear_dynamic(x, _packed[int(slot)], input_levels() < 255)
     return product
 
 
@@ -148,6 +150,13 @@ def has_amx() -> bool:
     return torch.cpu.get_capabilities().get("amx_int8") is True
 
 
+@cache
+def input_levels() -> int:
+    """The largest code of an input that FBGEMM multiplies without overflow on this CPU."""
+    known = torch.cpu.get_capabilities()
+    return 255 if any(known.get(name) for name in WIDE) else 127
+
+
 def int8_scales(weight: Tensor) -> Tensor:
     """Scales (out,) float64 that take the largest |weight| (out, in) of each output to 127; 1 where all are zero."""
     largest = weight.detach().double().abs().amax(dim=1)
@@ -188,8 +197,9 @@ def _codes_of_fbgemm(packed: Any, inputs: int) -> Tensor:
 
 
 def rounded_input(x: Tensor) -> Tensor:
-    """`x` as FBGEMM sees it, in float32: 8 bits without sign, one scale and zero point for the whole tensor."""
+    """`x` as FBGEMM sees it, in float32: 7 or 8 bits without sign, one scale and zero point for the whole tensor."""
+    most = input_levels()
     low, high = x.float().amin().clamp(max=0), x.float().amax().clamp(min=0)
-    step = torch.where(high > low, (high - low) / 255, 1.0)
+    step = torch.where(high > low, (high - low) / most, 1.0)
     zero = (-low / step).round()
-    return ((x.float() / step).round() + zero).clamp(0, 255).sub(zero) * step
+    return ((x.float() / step).round() + zero).clamp(0, most).sub(zero) * step
