@@ -143,11 +143,6 @@ class Window:
             keys[:, now : now + sink] = self._turned(self._sinks[slot], -start)
             values[:, now : now + sink] = values[:, before : before + sink].clone()
 
-    def frames_with(self, frames: int) -> int:
-        """How many it holds once so many more belong to it."""
-        whole = self.frames + frames
-        return whole if self.chunks.window is None else min(whole, self.chunks.window - self.chunks.size)
-
     def advance(self, frames: int) -> None:
         """The chunk that was noted, of so many frames, belongs to the past now."""
         self.start, self.frames = self._held(frames)
@@ -155,7 +150,8 @@ class Window:
 
     def _held(self, more: int) -> tuple[int, int]:
         """The place of the first frame that is held once so many more belong to it, and how many are."""
-        frames = self.frames_with(more)
+        whole, window = self.frames + more, self.chunks.window
+        frames = whole if window is None else min(whole, window - self.chunks.size)
         return self.end + more - frames, frames
 
     def _moved(self, slot: Slot, row: tuple[Tensor, Tensor], room: int) -> tuple[Tensor, Tensor]:

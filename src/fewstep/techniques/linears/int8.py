@@ -154,7 +154,7 @@ def has_amx() -> bool:
 def input_levels() -> int:
     """The largest code of an input that FBGEMM multiplies without overflow on this CPU."""
     known = torch.cpu.get_capabilities()
-    return 255 if any(known.get(name) for name in WIDE) else 127
+    return 255 if any(known.get(name) is True for name in WIDE) else 127
 
 
 def int8_scales(weight: Tensor) -> Tensor:
