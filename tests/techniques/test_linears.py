@@ -117,9 +117,6 @@ def test_torchaos_int8_differs_in_its_range_only(scheme: str) -> None:
     assert distance(ours(x), theirs) < 1e-3
 
 
-@pytest.mark.skipif(
-    Machine.detect().missing("int8") is not None, reason="without 8-bit dot products torch's sums saturate at 16 bits"
-)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_cpu_kernel_is_right_with_any_weights(dtype: torch.dtype) -> None:
     linear, x = layer(48, 32), given(48).to(dtype)
