@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/fewstep demo
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not alone" -n logical --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not alone" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -q -m "not slow and alone"
 
 test-slow: $(READY)

@@ -25,7 +25,8 @@ PROMPT = "a red ring moving left"
 def main(out: Path, clips: int, steps: int) -> None:
     pipe = fewstep.load("zoo:moving-shapes")
     latents = encode(pipe, fewstep.trace(pipe, prompt=PROMPT), Drawn("moving-shapes", clips), out / "latents")
-    folder = distill_decoder(pipe, latents, out, width=32, steps=steps, batch=4, rate=2e-3, precision="bf16")
+    precision = "fp32" if fewstep.Machine.detect().missing("bf16") else "bf16"
+    folder = distill_decoder(pipe, latents, out, width=32, steps=steps, batch=4, rate=2e-3, precision=precision)
 
     model = LiveModel.of(fewstep.load("zoo:moving-shapes-live"), small=load_decoder(folder))
     rows = []

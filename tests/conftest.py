@@ -1,5 +1,5 @@
 """What every test runs under: repeatable random numbers, no time limit per hypothesis example, no network. And which
-tests run alone, and not several at a time: those that look at a clock, or that have several processes or threads."""
+tests run alone, and not several at a time: those that look at a clock, or whose threads race with others."""
 
 from __future__ import annotations
 
@@ -20,18 +20,28 @@ hypothesis.settings.load_profile("repeatable")
 
 HERE = Path(__file__).parent
 ALONE = (
-    "batch",
-    "bench",
-    "distill/engine",
+    "batch/test_batch.py",
+    "batch/test_cluster.py",
+    "batch/test_engine.py",
+    "batch/test_processes.py",
+    "bench/test_live.py",
+    "bench/test_overhead.py",
+    "bench/test_rehearsal.py",
+    "bench/test_served.py",
+    "bench/test_timing.py",
     "realtime",
-    "server",
-    "techniques/parallel",
-    "techniques/cache/test_agree.py",
+    "server/live",
+    "server/test_serve.py",
+    "server/test_shared.py",
+    "server/test_studio.py",
+    "server/test_worker.py",
+    "techniques/parallel/test_failure.py",
 )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    assert all((HERE / part).exists() for part in ALONE)
     for item in items:
         if any(item.path.is_relative_to(HERE / part) for part in ALONE):
             item.add_marker("alone")

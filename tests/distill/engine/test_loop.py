@@ -328,6 +328,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
         train(fit(scale=float("nan")), batches, tmp_path, SETTINGS, show=False)
 
 
+@pytest.mark.usefixtures("able_machine")
 def test_bfloat16_computes_the_forward_only(tmp_path):
     kinds = []
 

@@ -7,7 +7,13 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import nn
 
-from fewstep.distill.engine.precision import checkpointed, compiled, trained_attention, uncompiled
+from fewstep.distill.engine.precision import (
+    checkpointed,
+    compiled,
+    trained_attention,
+    uncompiled,
+    warn_if_emulated,
+)
 from fewstep.errors import InputError, MachineError
 from fewstep.machine import Machine
 from tests.distill import pipes
@@ -50,6 +56,16 @@ def test_a_network_is_compiled_by_its_blocks(monkeypatch):
             assert compiled_parts() == {*blocks} - {blocks[1]}
         assert compiled_parts() == set(blocks)
     assert not compiled_parts()
+
+
+def test_bfloat16_that_is_emulated_is_told(monkeypatch, recwarn):
+    monkeypatch.setattr(Machine, "detect", lambda: machine("bf16"))
+    warn_if_emulated("bf16")
+    monkeypatch.setattr(Machine, "detect", lambda: machine())
+    warn_if_emulated("fp32")
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="slower than fp32.*no bfloat16 instructions"):
+        warn_if_emulated("bf16")
 
 
 def test_a_machine_that_can_not_compile_says_why(monkeypatch):

@@ -20,7 +20,14 @@ from fewstep.distill.data.conditions import Condition
 from fewstep.distill.data.samples import Index, PathSet
 from fewstep.distill.data.seeds import generator
 from fewstep.distill.data.store import Sizes, Stored, as_stored, batches, digest, fill, joined, samples_of
-from fewstep.distill.engine.precision import Precision, autocast, check_precision, compiled, uncompiled
+from fewstep.distill.engine.precision import (
+    Precision,
+    autocast,
+    check_precision,
+    compiled,
+    uncompiled,
+    warn_if_emulated,
+)
 from fewstep.distill.engine.roles import Swappable, device_of
 from fewstep.errors import InputError, bad_value
 from fewstep.models.fingerprint import fingerprint
@@ -156,6 +163,7 @@ def make_paths(
         MachineError: the disk is full, or this machine can't compile.
     """
     run = PathRun(teacher, task, settings or PathSettings(), facts or {})
+    warn_if_emulated(run.settings.precision)
     with compiled([teacher.module], run.settings.compile):
         fill(Path(folder), run.index, run.make, run.settings.sizes, show=show)
     return PathSet(folder, conditions.template_of(task.condition, task.prompts))

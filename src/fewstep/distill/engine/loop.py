@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fewstep.distill.data.seeds import derive, generator
 from fewstep.distill.engine.parallel import Parallel
-from fewstep.distill.engine.precision import autocast, checkpointed, compiled, trained_attention
+from fewstep.distill.engine.precision import autocast, checkpointed, compiled, trained_attention, warn_if_emulated
 from fewstep.distill.engine.roles import device_of
 from fewstep.distill.engine.settings import Settings
 from fewstep.distill.engine.sharding import gathered
@@ -134,6 +134,8 @@ def train(
     """
     parallel = parallel or Parallel()
     show = show and parallel.first
+    if parallel.first:
+        warn_if_emulated(settings.precision)
     with ExitStack() as stack:
         stack.enter_context(parallel.joined())
         run = Run(Path(folder), settings, distiller.modules, distiller.frozen, facts or {}, guard, parallel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, get_args
@@ -25,6 +26,14 @@ def check_precision(precision: str) -> None:
     """Raises InputError where it is not a `Precision`."""
     if precision not in get_args(Precision):
         raise InputError(bad_value("precision", "training", f"one of {', '.join(get_args(Precision))}", precision))
+
+
+def warn_if_emulated(precision: Precision) -> None:
+    """Warns where "bf16" is slower than "fp32", as this machine has no arithmetic for it."""
+    if precision == "bf16" and (missing := Machine.detect().missing("bf16")):
+        warnings.warn(
+            f"precision: bf16 is emulated here, slower than fp32, which is the default. {missing}", stacklevel=3
+        )
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
