@@ -35,6 +35,9 @@ def test_options_go_before_the_configuration(tmp_path: Path, prompts: Path) -> N
         (["zoo:shapes", "--prompts", "p.txt", "--out", "o", "--steps", 0], "--steps"),
         (["zoo:shapes", "--prompts", "p.txt", "--out", "o", "--method", "magic"], "magic"),
         (["nowhere.yaml"], "nowhere.yaml"),
+        (["average", "zoo:shapes-1step", "--steps", 2, "--out", "o"], "NAME=WEIGHT"),
+        (["average", "a=0.5", "a=0.5", "--steps", 2, "--out", "o"], "each name once"),
+        (["average", "zoo:shapes-1step=half", "--steps", 2, "--out", "o"], "zoo:shapes-1step"),
     ],
 )
 def test_what_is_missing_or_wrong_is_named(fewstep: Fewstep, line: list[object], named: str) -> None:
@@ -67,3 +70,21 @@ def test_the_methods_are_listed(fewstep: Fewstep) -> None:
     rows = json.loads(fewstep("distill", "methods", "--json").out)
     assert {"kd", "dmd2", "meanflow"} <= {row["method"] for row in rows}
     assert all(row["when"].endswith(".") for row in rows)
+
+
+def test_students_are_averaged(fewstep: Fewstep, tmp_path: Path) -> None:
+    folder = tmp_path / "two"
+    line = [
+        "zoo:shapes-1step=0.4",
+        "zoo:shapes-4step=0.6",
+        "--steps",
+        2,
+        "--sampler",
+        "renoise",
+        "--share",
+        "zoo:shapes",
+    ]
+    ran = fewstep("distill", "average", *line, "--out", folder)
+    assert ran.code == 0, ran.err
+    assert json.loads((folder / "fewstep.json").read_text())["steps"] == 2
+    assert not (folder / "vae").exists()

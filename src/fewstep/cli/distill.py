@@ -153,6 +153,36 @@ def methods(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def average(
+    students: Annotated[
+        list[str], typer.Argument(help="NAME=WEIGHT, two or more: zoo models or folders; the weights add up to 1.")
+    ],
+    steps: Annotated[int, typer.Option(help="Of the average.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
+    sampler: Annotated[str, typer.Option(help="How it is sampled: euler or renoise.")] = "euler",
+    shift: Annotated[
+        float | None, typer.Option(help="Of its times. [default: of the student with the most steps]")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Its name. [default: the teacher's and the steps]")] = None,
+    stored: Annotated[str, typer.Option(help="Its weights on disk: float32, float16 or bfloat16.")] = "float32",
+    share: Annotated[
+        str | None, typer.Option(help="A pipeline on this disk with the other parts, which are then not written.")
+    ] = None,
+) -> None:
+    """Average the weights of students of one teacher; what comes out is a student, and nothing is trained.
+
+    **Example:** `fewstep distill average zoo:shapes-1step=0.35 zoo:shapes-4step=0.65 --steps 2 --sampler renoise
+    --shift 2.33 --out runs/two`
+    """
+    with working():
+        from fewstep.distill.average import average as write
+
+        how: dict[str, Any] = {"sampler": sampler, "stored": stored}  # which it checks
+        folder = write(_weighed(students), out, steps=steps, shift=shift, name=name, share=share, **how)
+    note(f"The student is in {folder}.")
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="The folder of a run, finished or not.")]) -> None:
     """Draw a run: losses, what the guard said, quality and samples over the steps, in one HTML file.
 
@@ -163,6 +193,19 @@ def report(run: Annotated[Path, typer.Argument(help="The folder of a run, finish
 
         page = draw(run)
     note(f"The report is in {page}.")
+
+
+def _weighed(students: Sequence[str]) -> dict[str, float]:
+    from fewstep.distill.typed import typed
+    from fewstep.errors import InputError, bad_value
+
+    weighed: dict[str, float] = {}
+    for student in students:
+        name, _, weight = student.rpartition("=")
+        if not name or name in weighed:
+            raise InputError(bad_value("students", "fewstep distill average", "NAME=WEIGHT, each name once", student))
+        weighed[name] = typed(name, weight, float, "fewstep distill average")
+    return weighed
 
 
 def _rehearse(job: Job, as_json: bool) -> None:

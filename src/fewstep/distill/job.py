@@ -122,7 +122,8 @@ class Job:
         kept_steps: times stored on each path; a multiple of each rung's steps; None: the most of them.
         samples: paths to make; each has its own noise and prompt.
         paths: folder of the paths; None: `out/paths`. Students may share one.
-        start: a pipeline whose denoiser the student starts from; None: the teacher's.
+        start: a pipeline whose denoiser the student starts from, or students and weights, whose average it starts from
+            (`average.mean_of`); None: the teacher's.
         shift: of the student's times; None: what the teacher uses.
         sampler: how the student is sampled: "euler" or "renoise"; None: the last method's first choice.
         call: arguments of the teacher's call beyond its defaults; not the prompt.
@@ -157,7 +158,7 @@ class Job:
     kept_steps: int | None = None
     samples: int = 10000
     paths: Path | str | None = None
-    start: Path | str | None = None
+    start: Path | str | Mapping[str, float] | None = None
     shift: float | None = None
     sampler: Stepping | None = None
     call: Mapping[str, Any] = field(default_factory=dict)
@@ -283,7 +284,9 @@ class Job:
 
 def _place(value: Any) -> Any:
     """What names data or a start in a manifest, as JSON."""
-    return str(value) if isinstance(value, str | Path) else dict(value.facts)
+    if isinstance(value, str | Path):
+        return str(value)
+    return dict(value if isinstance(value, Mapping) else value.facts)
 
 
 def read_job(

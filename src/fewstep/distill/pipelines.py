@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from fewstep.distill.average import mean_of
 from fewstep.distill.data.captions import Source
 from fewstep.distill.data.encode import EncodeSettings, encode
 from fewstep.distill.data.prompts import read_prompts
@@ -93,7 +94,7 @@ class PipelineJob:
             # Others than those of the training, where the source has more.
             unseen=_prompts(job, self.source, job.shown, job.seed + 1),
             times=self._times,
-            start=None if job.start is None else getattr(load(job.start), self.component).to(traced.noise.device),
+            start=None if job.start is None else self._start(job.start).to(traced.noise.device),
             facts={"guidance": dict(traced.weights)},
             data=None if self.source is None else partial(self._encoded, self.source),
             watch=self._watch,
@@ -142,6 +143,11 @@ class PipelineJob:
     def _defaults(self) -> dict[str, Any]:
         manifest = manifest_of(self.pipe)
         return dict(manifest.call) if manifest else {}
+
+    def _start(self, start: Path | str | Mapping[str, float]) -> nn.Module:
+        """The denoiser of a pipeline, or the average of several."""
+        found: nn.Module = getattr(mean_of(start).pipe if isinstance(start, Mapping) else load(start), self.component)
+        return found
 
     def _encoded(self, source: Source, show: bool) -> PathSet:
         place = Path(self.job.latents or Path(self.job.out) / "latents")
