@@ -121,7 +121,7 @@ def self_forcing(
     guided: tuple[float, float] = EVERYWHERE,
 ) -> DMD2:
     chunks = Chunks(chunk, window, sink)
-    rollout = ChunkRollout(given.times, chunks, given.sampler)
+    rollout = ChunkRollout(given.times, chunks)
     student, critic = given.causal(chunks), given.critic
     return DMD2(student, given.teacher, critic, rollout, critic_steps, guided=guided).checked(given.batch)
 

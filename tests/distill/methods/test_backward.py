@@ -1,4 +1,4 @@
-"""Training starts from the states that the student's sampler visits, and has a gradient at one step only."""
+"""Training starts from the states that the student's sampler visits, and has a gradient where a guess is a sample."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import nn
 
 from fewstep.diffusion.samplers import euler, renoise
 from fewstep.diffusion.schedule import Schedule
+from fewstep.distill.data.paths import start_from
 from fewstep.distill.engine.roles import Network
 from fewstep.distill.methods.backward import Rollout, guess, noised, simulate
 from fewstep.errors import InputError
@@ -31,16 +32,12 @@ class Recorder:
         return self.inner(x_t, t, cond)
 
 
-@pytest.mark.parametrize("sampler", ["renoise", "euler"])
-def test_every_state_is_one_that_the_sampler_visits(sampler):
+def test_every_state_is_one_that_the_sampler_visits():
     noise = torch.randn(16, 2, generator=generator(7))
     for step in range(len(TIMES) - 1):
         whole = Recorder(exact())
-        if sampler == "euler":
-            euler(whole, noise, TIMES)
-        else:
-            renoise(whole, noise, TIMES, generator=generator())
-        state = simulate(exact(), noise, TIMES, step, None, generator(), sampler)
+        renoise(whole, noise, TIMES, generator=generator())
+        state = simulate(exact(), noise, TIMES, step, None, generator())
         t, visited = whole.asked[step]
         assert t == TIMES[step]
         assert torch.equal(state, visited)
@@ -52,9 +49,8 @@ def test_the_first_state_has_the_noise_of_its_time():
     torch.testing.assert_close(state.std(), torch.tensor(80.0), rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize("sampler", ["renoise", "euler"])
-def test_the_exit_step_is_drawn_evenly_and_no_step_runs_after_it(sampler):
-    rollout, counts, some = Rollout(TIMES, sampler), [0] * 4, batch(4)
+def test_the_exit_step_is_drawn_evenly_and_no_step_runs_after_it():
+    rollout, counts, some = Rollout(TIMES), [0] * 4, batch(4)
     for seed in range(100):
         student = Recorder(exact())
         rollout.sample(student, some, generator(seed))
@@ -84,6 +80,21 @@ def test_only_the_exit_step_has_a_gradient():
         assert trained == [len(student.asked) - 1]
         seen.update(trained)
     assert seen == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("schedule", [FLOW, Schedule.edm()], ids=["flow", "edm"])
+def test_along_the_flow_the_end_is_the_sample(schedule):
+    times = TIMES if schedule is FLOW else (80.0, 2.0, 0.0)
+    teacher, noise = exact(schedule=schedule), torch.randn(16, 2, generator=generator())
+    sample = Rollout(times, "euler").sample(teacher, batch(16), generator())
+    expected = euler(teacher, start_from(schedule, noise, times[0]), times)
+    torch.testing.assert_close(sample, expected.float())
+
+
+def test_along_the_flow_all_steps_have_a_gradient():
+    student = Network(Stamped(), FLOW)
+    Rollout(TIMES, "euler").sample(student, batch(4), generator()).sum().backward()
+    assert len(student.module.stamps.grad.nonzero()) == 4
 
 
 def test_simulation_uses_no_data_and_the_other_way_noises_it():

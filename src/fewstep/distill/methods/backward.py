@@ -1,7 +1,9 @@
 """Backward simulation (arXiv 2405.14867, section 4.5): a student's samples as it will make them, with a gradient.
 
 A student of several steps meets, at each but the first, a state that its own steps before left, not noised data. So in
-training those steps are run, without a gradient, by the sampler that it will be used with; the step after is trained.
+training those steps are run, by the sampler that it will be used with. Where that noises anew (`renoise`), what a step
+guesses is a sample, and one step is trained at a time. Along the flow (`euler`) a guess on the way only leads to the
+end, and the end alone is a sample: judged as samples themselves, guesses are drawn to the middle of what they are of.
 """
 
 from __future__ import annotations
@@ -32,17 +34,15 @@ def simulate(
     exit_step: int,
     cond: Any,
     generator: torch.Generator,
-    sampler: Stepping = "renoise",
 ) -> Tensor:
-    """The state at times[exit_step] that the student's sampler comes to from pure noise: shape of `noise` (batch, …).
+    """The state at times[exit_step] that a student who noises anew comes to from pure noise: shape of `noise`
+    (batch, …).
 
-    `noise` ~ N(0, 1); at times[0] it is scaled to the noise level there. `renoise` draws from `generator`.
+    `noise` ~ N(0, 1); at times[0] it is scaled to the noise level there. Other noise is drawn from `generator`.
     """
     x = start_from(student.schedule, noise, times[0])
     if exit_step == 0:
         return x
-    if sampler == "euler":
-        return euler(student, x, times[: exit_step + 1], cond)
     return renoise(student, x, times[: exit_step + 1], cond, generator=generator)
 
 
@@ -60,7 +60,7 @@ class Sampling(Protocol):
     """How a student's samples are made in training."""
 
     def sample(self, student: Swappable, batch: PathBatch, generator: torch.Generator) -> Tensor:
-        """x0 for the batch's conditions, (batch, …), with a gradient through one call of the student."""
+        """x0 for the batch's conditions, (batch, …), with a gradient."""
         ...
 
 
@@ -70,10 +70,11 @@ class Rollout:
 
     Attributes:
         times: the student's, falling, from noise to the schedule's end; n + 1 of them for n steps.
-        sampler: "renoise" (guess x0, noise it anew) or "euler" (deterministic along the flow).
-        simulated: each batch is trained at a step, drawn evenly, of the student's own sampling. Otherwise each sample
-            is trained at a step of its own, on x0 of the batch, noised: no steps have to run before, but all states
-            except the first are others than the student will meet.
+        sampler: "renoise" (guess x0, noise it anew): each batch is trained at a step, drawn evenly, of the student's
+            own sampling. "euler" (deterministic along the flow): all steps run with a gradient, and their activations
+            are in memory at once.
+        simulated: otherwise each sample is trained at a step of its own, on x0 of the batch, noised: no steps have to
+            run before, but all states except the first are others than the student will meet.
 
     Raises:
         InputError: times that do not fall, or another sampler.
@@ -89,21 +90,29 @@ class Rollout:
         if self.sampler not in get_args(Stepping):
             raise InputError(bad_value("sampler", "a student", f"one of {get_args(Stepping)}", self.sampler))
 
-    def state(self, student: Swappable, batch: PathBatch, generator: torch.Generator) -> tuple[Tensor, Time]:
-        """x_t (batch, …) at a step of the student, and its time: one for the batch, or (batch,). No gradient.
+    def sample(self, student: Swappable, batch: PathBatch, generator: torch.Generator) -> Tensor:
+        """The student's x0, (batch, …): of all its steps along the flow, else of the one at `state`.
 
         Simulated, nothing is used of the batch but its shape and conditions.
         """
-        steps, x0 = len(self.times) - 1, batch.states[:, -1]
+        if self.simulated and self.sampler == "euler":
+            x = start_from(student.schedule, _noise(batch, generator), self.times[0])
+            return euler(student, x, self.times, batch.cond).float()
+        x_t, t = self.state(student, batch, generator)
+        return guess(student, x_t, t, batch.cond)
+
+    def state(self, student: Swappable, batch: PathBatch, generator: torch.Generator) -> tuple[Tensor, Time]:
+        """x_t (batch, …) at a step of the student, and its time: one for the batch, or (batch,). No gradient."""
+        steps = len(self.times) - 1
         if self.simulated:
             step = int(torch.randint(steps, (), generator=generator))
-            noise = torch.randn(x0.shape, generator=generator).to(x0.device)
-            x_t = simulate(student, noise, self.times, step, batch.cond, generator, self.sampler)
+            x_t = simulate(student, _noise(batch, generator), self.times, step, batch.cond, generator)
             return x_t, float(self.times[step])
+        x0 = batch.states[:, -1]
         t = torch.tensor(self.times, dtype=torch.float64)[torch.randint(steps, (len(x0),), generator=generator)]
         return noised(student.schedule, x0, t, generator), t
 
-    def sample(self, student: Swappable, batch: PathBatch, generator: torch.Generator) -> Tensor:
-        """The student's x0 at that step, (batch, …): only this one call has a gradient."""
-        x_t, t = self.state(student, batch, generator)
-        return guess(student, x_t, t, batch.cond)
+
+def _noise(batch: PathBatch, generator: torch.Generator) -> Tensor:
+    x0 = batch.states[:, -1]
+    return torch.randn(x0.shape, generator=generator).to(x0.device)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fewstep.distill.data.samples import PathBatch
 from fewstep.distill.engine.roles import Swappable
-from fewstep.distill.methods.backward import Stepping, guess, simulate
+from fewstep.distill.methods.backward import guess, simulate
 from fewstep.distill.methods.causal_kd import whole_chunks
 from fewstep.models.causal import Causal, causal_of
 from fewstep.models.window import Chunks, Window
@@ -29,12 +29,10 @@ class ChunkRollout:
     Attributes:
         times: the student's, falling, with the end.
         chunks: as the student's module has them.
-        sampler: between a chunk's steps.
     """
 
     times: Sequence[float]
     chunks: Chunks
-    sampler: Stepping = "renoise"
 
     def sample(self, student: Swappable, batch: PathBatch, generator: torch.Generator) -> Tensor:
         exit_step = int(torch.randint(len(self.times) - 1, (), generator=generator))
@@ -48,7 +46,7 @@ class ChunkRollout:
         for noise in clips.chunk(whole_chunks(clips, self.chunks), 2):
             fresh = torch.randn(noise.shape, generator=generator).to(noise.device)
             with causal.after(window):
-                x = simulate(student, fresh, self.times, exit_step, batch.cond, generator, self.sampler)
+                x = simulate(student, fresh, self.times, exit_step, batch.cond, generator)
             with causal.after(window):
                 x0 = guess(student, x, float(self.times[exit_step]), batch.cond)
             yield x0
