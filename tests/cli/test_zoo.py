@@ -21,15 +21,20 @@ def test_the_models_are_listed(fewstep: Fewstep) -> None:
     assert all(name in table for name in names)
 
 
-def test_a_score_has_the_three_figures(fewstep: Fewstep) -> None:
-    line = ["zoo", "eval", "shapes", "--steps", 1, "--prompts", 4, "--json"]
-    score = fewstep(*line).json
+def test_a_score_has_the_three_figures_and_a_folder_of_the_same_model_has_the_same(
+    fewstep: Fewstep, tmp_path: Path
+) -> None:
+    line = ["--steps", 1, "--prompts", 4, "--json"]
+    score = fewstep("zoo", "eval", "shapes", *line).json
     assert 0 <= score["prompt_accuracy"] <= 1
     assert score["frechet"] > 0
     assert score["diversity"] >= 0
     assert (score["name"], score["steps"], score["prompts"]) == ("shapes", 1, 4)
-    again = fewstep(*line).json
-    assert {**again, "seconds": 0} == {**score, "seconds": 0}
+    fewstep("zoo", "export", "shapes", tmp_path / "mine")
+    again = fewstep("zoo", "eval", tmp_path / "mine", *line).json
+    assert {**again, "seconds": 0} == {**score, "seconds": 0, "name": str(tmp_path / "mine")}
+    (tmp_path / "mine" / "fewstep.json").unlink()
+    assert "has no fewstep.json" in fewstep("zoo", "eval", tmp_path / "mine", *line).refusal
 
 
 def test_an_exported_model_is_a_plain_pipeline(fewstep: Fewstep, tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ def list_(as_json: AsJson = False) -> None:
 
 @app.command("eval")
 def eval_(
-    name: Name,
+    name: Annotated[
+        str, typer.Argument(help="A zoo model, or the folder of a student of one.", metavar="NAME", show_default=False)
+    ],
     steps: Annotated[
         int | None, typer.Option(help="Denoising steps; without it, as many as the model is made for.")
     ] = None,
@@ -48,7 +50,7 @@ def eval_(
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help=RECIPE_HELP)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a zoo model: make pictures or clips for random prompts, and let the task's oracle judge them.
+    """Score a zoo model, or your student of one: its samples for random prompts, judged by the task's oracle.
 
     prompt_accuracy is the share of samples that show what was asked, frechet how far the set of samples is from real
     ones (0 is best; it depends on the number of prompts), diversity how much samples of one prompt differ. Started by
@@ -134,7 +136,8 @@ def _score(name: str, steps: int | None, prompts: int, seed: int, recipe: str | 
     """The model's quality; None on all but the first process."""
     from fewstep.zoo.registry import info
 
-    own_steps = info(name).steps  # first: a wrong name is told before anything heavy is imported
+    # First: a wrong name is told before anything heavy is imported.
+    source, of, own_steps = _asked(name) if Path(name).is_dir() else (f"zoo:{name}", name, info(name).steps)
 
     from fewstep.accelerate import accelerate
     from fewstep.checkpoints.load import load
@@ -144,8 +147,18 @@ def _score(name: str, steps: int | None, prompts: int, seed: int, recipe: str | 
     plan = recipe_of(recipe)
     call: dict[str, Any] = {} if steps is None else {"num_inference_steps": steps}
     with sharing(plan) as rank:
-        fast = accelerate(load(f"zoo:{name}").to(device_here(None)), plan)
-        quality = evaluate(fast, task_of(name), prompts=prompts, seed=seed, show=rank == 0, **call)
+        fast = accelerate(load(source).to(device_here(None)), plan)
+        quality = evaluate(fast, task_of(of), prompts=prompts, seed=seed, show=rank == 0, **call)
     if rank:
         return None
     return {"name": name, "steps": steps or own_steps, "prompts": prompts, "seed": seed, **dataclasses.asdict(quality)}
+
+
+def _asked(folder: str) -> tuple[str, str, int | None]:
+    """The folder of a student, the zoo model whose task it does, and its steps."""
+    from fewstep.models.manifest import FILE, Manifest
+
+    manifest = Manifest.read(folder)
+    if manifest is None:
+        raise InputError(f"{folder} has no {FILE}, which tells whose student it is.")
+    return folder, manifest.teacher or manifest.name, manifest.steps or manifest.call.get("num_inference_steps")
