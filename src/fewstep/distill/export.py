@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fewstep.distill.engine.lora import Adapter, peft_state
 from fewstep.distill.schedulers import check_times, student_scheduler
 from fewstep.errors import InputError, bad_value
-from fewstep.files import replacing
+from fewstep.files import read_json, replacing, write_json
 from fewstep.models.hooks import wrapped
 from fewstep.models.manifest import Manifest
 
@@ -70,6 +70,8 @@ def export(
         for name, part in whole.components.items():
             if part is not None and name not in shares:
                 (_cast(part, stored) if name == component else part).save_pretrained(aside / name)
+        config = aside / component / "config.json"
+        write_json(config, {key: value for key, value in read_json(config).items() if key != "_name_or_path"})
         Manifest(**{**vars(manifest), "shares": shares}).write(aside)
     return folder
 
