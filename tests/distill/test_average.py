@@ -33,11 +33,10 @@ def made(tmp_path_factory):
     place, teacher = tmp_path_factory.mktemp("students"), pipeline()
     teacher.save_pretrained(place / "teacher")
     torch.manual_seed(5)
-    networks = {"one": transformer(), "four": transformer(), "other": transformer(), "unguided": transformer()}
-    told = {"one": manifest(1), "four": manifest(4), "other": manifest(1, teacher="another")}
-    told["unguided"] = manifest(1, guidance_inside=False)
-    for name, network in networks.items():
-        export(network, teacher, place / name, told[name], EXAMPLE, share=place / "teacher")
+    told = {"one": manifest(1), "same": manifest(1), "four": manifest(4)}
+    told |= {"other": manifest(1, teacher="another"), "unguided": manifest(1, guidance_inside=False)}
+    for name, said in told.items():
+        export(transformer(), teacher, place / name, said, EXAMPLE, share=place / "teacher")
     config = {**transformer().config, "num_single_layers": 2}
     wider = type(transformer())(**config)
     export(wider, teacher, place / "wider", manifest(1), EXAMPLE, share=place / "teacher")
@@ -96,6 +95,8 @@ def test_a_training_can_start_from_it(made, tmp_path):
         ({"one": 1.0}, {}, "'students' of an average must be two or more"),
         ({"one": 0.5, "four": 0.6}, {}, "'weights' of an average must be numbers that add up to 1"),
         ({"one": float("nan"), "four": 0.5}, {}, "'weights' of an average"),
+        ({"one": "half", "four": 0.5}, {}, "'weights' of an average"),
+        ({"one": 0.5, "same": 0.5}, {}, "'shift' of an average must be given"),
         ({"one": 0.5, "teacher": 0.5}, {}, "teacher is no student"),
         ({"one": 0.5, "other": 0.5}, {}, "other can't be averaged with .*one: its 'teacher' is 'another', and not"),
         ({"one": 0.5, "unguided": 0.5}, {}, "its 'guidance_inside' is False, and not True"),

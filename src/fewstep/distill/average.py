@@ -58,7 +58,8 @@ def mean_of(students: Mapping[str, float]) -> Mean:
     """
     if len(students) < 2:
         raise InputError(bad_value("students", OWNER, "two or more", list(students)))
-    if not abs(sum(students.values()) - 1) <= 1e-6:
+    numbers = all(isinstance(weight, int | float) for weight in students.values())
+    if not numbers or not abs(sum(students.values()) - 1) <= 1e-6:
         raise InputError(bad_value("weights", OWNER, "numbers that add up to 1", list(students.values())))
     (first, share), *others = students.items()
     mean = _student(first)
@@ -93,7 +94,7 @@ def average(
         students: names or folders, and the weight of each; see `mean_of`.
         out: the folder to write.
         steps: of the average.
-        shift: of its times; None: that of the student with the most steps.
+        shift: of its times; None: that of the student with the most steps, of which one of one step has none.
         sampler: how it is sampled; see `backward.Rollout`.
         name: in its manifest; None: the teacher's name and the steps.
         share: a pipeline with the parts that are not written; see `export`.
@@ -113,6 +114,8 @@ def average(
     kind = kind_of(times)
     if shift is not None and kind != "flow":
         raise InputError(bad_value("shift", OWNER, "left out: its times are no flow's", shift))
+    if shift is None and kind == "flow" and len(times) == 2 and steps > 1:
+        raise InputError(bad_value("shift", OWNER, "given, since students of one step have none", shift))
     spaced = shift_of(times) if shift is None and kind == "flow" else shift
     made_of = [
         {"student": one.name, "weight": weight, "made_by": dict(one.made_by)}
