@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -81,8 +79,9 @@ def test_a_training_can_start_from_it(made, tmp_path):
     start = {str(made / "one"): 0.5, str(made / "four"): 0.5}
     still = Rung("kd", 1, 2, training={"rate": 1e-12, "warmup": 0})
     small = {"steps": 1, "samples": 2, "teacher_steps": 1, "check_every": 0, "show_every": 0}
-    job = Job(["a red ring", "a blue square"], tmp_path, ladder=[still], start=start, **small)
-    folder = distill(load(made / "teacher"), replace(job, call={**SIZE, "negative_prompt": ""}), show=False)
+    call = {**SIZE, "negative_prompt": ""}
+    job = Job(["a red ring", "a blue square"], tmp_path, ladder=[still], start=start, call=call, **small)
+    folder = distill(load(made / "teacher"), job, show=False)
     torch.testing.assert_close(weights(load(folder)), weights(mean_of(start).pipe))
     told = manifest_of(load(folder))
     assert told is not None

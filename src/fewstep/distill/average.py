@@ -110,29 +110,37 @@ def average(
     if sampler not in get_args(Stepping):
         raise InputError(bad_value("sampler", OWNER, f"one of {', '.join(get_args(Stepping))}", sampler))
     mean = mean_of(students)
-    first, times = mean.students[0], max((one.times or () for one in mean.students), key=len)
-    kind = kind_of(times)
-    if shift is not None and kind != "flow":
-        raise InputError(bad_value("shift", OWNER, "left out: its times are no flow's", shift))
-    if shift is None and kind == "flow" and len(times) == 2 and steps > 1:
-        raise InputError(bad_value("shift", OWNER, "given, since students of one step have none", shift))
-    spaced = shift_of(times) if shift is None and kind == "flow" else shift
+    times = _times(mean, steps, shift)
     made_of = [
         {"student": one.name, "weight": weight, "made_by": dict(one.made_by)}
         for one, weight in zip(mean.students, students.values(), strict=True)
     ]
+    first = mean.students[0]
     manifest = replace(
         first,
         name=name or f"{first.teacher}-{steps}step",
         call={**first.call, "num_inference_steps": steps},
         steps=steps,
-        times=times_of(mean.pipe.scheduler, kind, steps, spaced or 1.0),
+        times=times,
         sampler=sampler,
         shares={},
         made_by={"averaged": made_of, "shift": shift, "versions": versions()},
     )
     beside, component = None if share is None else resolve(share), mean.component
     return export(mean.denoiser, mean.pipe, out, manifest, example, component=component, share=beside, stored=stored)
+
+
+def _times(mean: Mean, steps: int, shift: float | None) -> tuple[float, ...]:
+    """Of so many steps; see `average`."""
+    known = max((one.times or () for one in mean.students), key=len)
+    kind = kind_of(known)
+    if kind != "flow":
+        if shift is not None:
+            raise InputError(bad_value("shift", OWNER, "left out: its times are no flow's", shift))
+        return times_of(mean.pipe.scheduler, kind, steps)
+    if shift is None and len(known) == 2 and steps > 1:
+        raise InputError(bad_value("shift", OWNER, "given, since students of one step have none", shift))
+    return times_of(mean.pipe.scheduler, kind, steps, shift_of(known) if shift is None else shift)
 
 
 def _student(name: str) -> Mean:
