@@ -128,13 +128,19 @@ def fitted(exact: MixtureTask, place: Path, seed: int) -> Network:
 def learn(teacher: Network, rungs: Sequence[Rung], steps: int, seed: int, place: Path) -> Any:
     """The trained student as a denoiser that tells how it is sampled."""
     domain = Domain(teacher, [0] * 10_000, nothing, (2,))
-    job = Job((), place, steps=steps, ladder=rungs, kept_steps=8, paths=place.parent / f"paths-{seed}", seed=seed)
+    paths = shared(rungs, place.parent / f"paths-{seed}", kept_steps=8)
+    job = Job((), place, steps=steps, ladder=rungs, **paths, seed=seed)
     start, climbing = time.perf_counter(), Ladder(domain, job)
     weights = climbing.plain(climbing.climb(show=False), steps)
     if not (place / "trained.json").exists():
         iterations = sum(one.iterations for one in job.rungs)
         write_json(place / "trained.json", {"iterations": iterations, "seconds": time.perf_counter() - start})
     return teacher.with_module(weights), job.stepping
+
+
+def shared(rungs: Sequence[Rung], folder: Path, **how: Any) -> dict[str, Any]:
+    """The teacher's paths that all methods share, for those that learn from any."""
+    return {"paths": folder, **how} if any(rung.card.needs != "prompts" for rung in rungs) else {}
 
 
 def nothing(prompts: Sequence[Any]) -> None:
@@ -234,10 +240,8 @@ class Known:
 
 def taught(teacher: Any, asked: Any, rungs: list[Rung], steps: int, seed: int, run: Path) -> Row:
     prompts = [prompt for prompt, _ in asked.prompts(2000, seed)]
-    paths: dict[str, Any] = {"paths": run.parent / f"paths-{seed}", "samples": 2000, "kept_steps": 8}
-    if any(rung.card.needs != "prompts" for rung in rungs):
-        paths["teacher_precision"] = "bf16"
-    job = Job(prompts, run, steps=steps, ladder=rungs, **paths, seed=seed, show_every=0)
+    paths = shared(rungs, run.parent / f"paths-{seed}", kept_steps=8, teacher_precision="bf16")
+    job = Job(prompts, run, steps=steps, ladder=rungs, samples=2000, **paths, seed=seed, show_every=0)
     student = fewstep.load(distill(teacher, job))
     iterations = sum(one.iterations for one in job.rungs)
     seconds = sum(stage.seconds for stage in read_run(run).stages)

@@ -53,9 +53,11 @@ def rung(method: str, iterations: int = 2) -> Rung:
 
 
 def job(method: str, out: Path, paths: Path, **values: object) -> Job:
-    given = {"steps": 2, "kept_steps": 2, "samples": 6, "teacher_steps": 4, "ladder": [rung(method)]}
-    given |= {"paths": paths, "check_every": 2, "shown": 2, "draws": 2, "show_every": 0}
-    return Job(PROMPTS, out, **{**given, **values})
+    given = {"steps": 2, "samples": 6, "teacher_steps": 4, "ladder": [rung(method)]}
+    given |= {"check_every": 2, "shown": 2, "draws": 2, "show_every": 0, **values}
+    if any(one.card.needs != "prompts" for one in given["ladder"]):
+        given |= {"kept_steps": 2, "paths": paths}
+    return Job(PROMPTS, out, **given)
 
 
 def losses(out: Path) -> list[dict[str, float]]:

@@ -99,6 +99,7 @@ class Rung:
 
 
 TRAINING = {f.name for f in fields(Settings)} - {"steps"}
+OF_PATHS = ("teacher_precision", "kept_steps", "paths")
 OF_A_RUNG = {f.name for f in fields(Rung)} - {"training", "options"}
 
 
@@ -212,9 +213,10 @@ class Job:
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise InputError(bad_value(name, "distillation", rule, getattr(self, name)))
-        if self.teacher_precision is not None and not self.makes_paths:
-            rule = "left out: no teacher paths are made"
-            raise InputError(bad_value("teacher_precision", "distillation", rule, self.teacher_precision))
+        for name in OF_PATHS:
+            if getattr(self, name) is not None and not self.makes_paths:
+                rule = "left out: no teacher paths are made"
+                raise InputError(bad_value(name, "distillation", rule, getattr(self, name)))
         for rung in self.rungs:
             self._check(rung)
 
