@@ -21,7 +21,7 @@ from fewstep.distill.catalog import CATALOG
 from fewstep.distill.run import distill
 from fewstep.realtime.rolling import Rolling
 from fewstep.techniques import Cache, Host, Regions, Technique
-from tests.contract.test_methods import job, losses
+from tests.contract.test_methods import job, losses, rung
 from tests.distill.pipes import pipeline as teacher_of_pictures
 from tests.distill.pipes import video_pipeline
 from tests.elsewhere import NAME, elsewhere
@@ -45,13 +45,19 @@ def there() -> Iterator[Callable[..., None]]:
         yield lambda check, *given: pool.submit(check, *given).result()
 
 
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made there by the first method that needs them."""
+    return tmp_path_factory.mktemp("paths")
+
+
 def test_the_device_refuses_what_a_gpu_refuses(there: Callable[..., None]) -> None:
     there(_refuses)
 
 
 @pytest.mark.parametrize("method", CATALOG)
-def test_every_method_trains(method: str, there: Callable[..., None], tmp_path: Path) -> None:
-    there(_trains, method, tmp_path)
+def test_every_method_trains(method: str, there: Callable[..., None], tmp_path: Path, paths: Path) -> None:
+    there(_trains, method, tmp_path, paths)
 
 
 @pytest.mark.parametrize("name", TECHNIQUES)
@@ -80,13 +86,14 @@ def _refuses() -> None:
         assert torch.tensor([1, 2], device=device).device.type == NAME
 
 
-def _trains(method: str, folder: Path) -> None:
+def _trains(method: str, folder: Path, paths: Path) -> None:
     make = video_pipeline if CATALOG[method].video else teacher_of_pictures
     with elsewhere() as device, warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # that device has no forward mode
-        look = {} if method in LOOKED_AT else {"check_every": 0}
-        distill(make().to(device), job(method, folder / "run", folder / "paths", **look), show=False)
-    assert all(math.isfinite(loss) for line in losses(folder / "run") for loss in line.values())
+        look = {"check_every": int(method in LOOKED_AT)}
+        once = job(method, folder, paths / make.__name__, ladder=[rung(method, iterations=1)], **look)
+        distill(make().to(device), once, show=False)
+    assert all(math.isfinite(loss) for line in losses(folder) for loss in line.values())
 
 
 def _accelerates(name: str) -> None:
