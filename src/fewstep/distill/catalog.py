@@ -97,6 +97,16 @@ CATALOG: dict[str, Card] = {
         cost=3,
         when="The first rung, always safe: it can't collapse. Alone it blurs at one and two steps.",
     ),
+    "perceptual": Card(
+        makers.perceptual,
+        "Knowledge distillation in the teacher's features",
+        "arXiv 2401.00110",
+        "paths",
+        EITHER,
+        networks=2,
+        cost=7,
+        when="After others: brings a student's pictures back to the teacher's, without a critic; can't collapse.",
+    ),
     "reflow": Card(
         makers.reflow,
         "Reflow",

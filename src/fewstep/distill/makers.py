@@ -19,7 +19,7 @@ from fewstep.distill.methods.apt import APT, Judge
 from fewstep.distill.methods.backward import Rollout, Stepping
 from fewstep.distill.methods.causal_kd import CausalKD, whole_chunks
 from fewstep.distill.methods.consistency import Consistency, Shrinking
-from fewstep.distill.methods.discriminator import FeatureDiscriminator
+from fewstep.distill.methods.discriminator import FeatureDiscriminator, tap_paths
 from fewstep.distill.methods.dmd import DMD
 from fewstep.distill.methods.dmd2 import DMD2
 from fewstep.distill.methods.f_distill import Divergence, FDistill
@@ -28,11 +28,12 @@ from fewstep.distill.methods.flow_map import FlowMap
 from fewstep.distill.methods.kd import KD
 from fewstep.distill.methods.ladd import LADD
 from fewstep.distill.methods.meanflow import MeanFlow
+from fewstep.distill.methods.perceptual import Perceptual
 from fewstep.distill.methods.progressive import Progressive
 from fewstep.distill.methods.rcm import RCM, RandomRollout
 from fewstep.distill.methods.reflow import Reflow
 from fewstep.distill.methods.scm import SCM
-from fewstep.distill.methods.scores import EVERYWHERE, Critic
+from fewstep.distill.methods.scores import EVERYWHERE, Critic, Levels
 from fewstep.distill.methods.self_forcing import ChunkRollout
 from fewstep.distill.methods.sid import SiD
 from fewstep.distill.methods.tcm import TCM
@@ -102,6 +103,17 @@ class Given:
 
 def kd(given: Given) -> KD:
     return KD(given.student, given.distance)
+
+
+def perceptual(
+    given: Given,
+    *,
+    weight: float = 0.1,
+    levels: tuple[float, float] = (0.02, 0.6),
+    features: tuple[str, ...] = (),
+) -> Perceptual:
+    names = features or tap_paths(given.teacher.module)
+    return Perceptual(given.student, given.teacher, names, given.sampler, weight, Levels(*levels))
 
 
 def causal_kd(
