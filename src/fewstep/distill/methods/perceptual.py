@@ -37,7 +37,7 @@ class Perceptual:
         features: names of the teacher's modules whose outputs are compared; see `discriminator.tap_paths`.
         sampler: of the student. "euler": all its steps run from the path's noise, with a gradient. "renoise": each
             sample is trained at one of its steps, drawn evenly, from the path's state there.
-        weight: of the mean squared error of x0 beside it, which alone is `kd`.
+        weight: of the mean squared error of x0 beside it, which alone is, in one step, `kd`.
         levels: of the noise at which the teacher looks: much of it leaves what there is, little of it how it is drawn.
 
     Raises:
