@@ -10,6 +10,7 @@ import pytest
 
 from fewstep.bench import candidates
 from fewstep.bench.candidates import REPEATS, Batch, Candidate, opened
+from fewstep.bench.report.schema import EngagedRow
 from fewstep.bench.session import InPairs, Record, Setting, SideBySide, _helps
 from fewstep.bench.timing import Run
 
@@ -114,6 +115,16 @@ def test_a_trick_that_makes_other_pictures_does_not_help() -> None:
     assert _helps(record(0.5, black), record(0.8, black))
     assert not _helps(record(0.5, white), record(0.8, black))
     assert not _helps(record(0.79, black), record(0.8, black))
+
+
+@pytest.mark.parametrize(("reused", "helps"), [(0, False), (5, True)])
+def test_a_cache_that_spared_no_step_does_not_help(reused: int, helps: bool) -> None:
+    black = np.zeros((1, 4, 4, 3))
+    facts = {"steps_computed": 4, "steps_reused": reused}
+    row = Record(
+        BASELINE, 0, 0, 0, [Run(0.5, 0, 1)], [Run(1.0, 0, 1)], [black], (EngagedRow(name="cache", facts=facts),)
+    )
+    assert _helps(row, Record(BASELINE, 0, 0, 0, [Run(0.8, 0, 1)], [Run(1.0, 0, 1)], [black])) is helps
 
 
 @pytest.mark.parametrize(("short", "calls"), [(float("inf"), REPEATS), (0.0, 1)])

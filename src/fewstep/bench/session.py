@@ -20,7 +20,7 @@ from fewstep.bench.candidates import Batch, Candidate, Subject, opened
 from fewstep.bench.quality import Array, psnr
 from fewstep.bench.report.schema import EngagedRow, Skipped
 from fewstep.bench.timing import Run, interleaved, speedup
-from fewstep.bench.verdict import SPEED_MARGIN
+from fewstep.bench.verdict import SPEED_MARGIN, idle
 from fewstep.errors import FewstepError
 
 PROBES = 3  # interleaved runs that decide whether a trick stays in the growing stack
@@ -117,6 +117,7 @@ class SideBySide:
         pair = {key: self._subjects[key] for key in (without, name)}
         records = {key: Record(pair[key].candidate, 0, 0, 0) for key in pair}
         _run_rounds(pair, records, without, self._setting.batches[:1] * PROBES, None)
+        records[name].engaged = _engaged(pair[name])
         return _helps(records[name], records[without])
 
     def finish(self) -> None:
@@ -174,7 +175,9 @@ class InPairs:
 
 
 def _helps(row: Record, without: Record) -> bool:
-    """Both records have their speed-up over the same baseline."""
+    """Both records have their speed-up over the same baseline. A cache that spared no step helps by chance at most."""
+    if any(idle(engaged.facts) for engaged in row.engaged):
+        return False
     faster = row.best_speedup / without.best_speedup > 1 + SPEED_MARGIN
     return faster and psnr(row.all_pictures, without.all_pictures) >= PROBE_PSNR
 

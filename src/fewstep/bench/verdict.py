@@ -92,6 +92,12 @@ def reuse(facts: dict[str, Any]) -> float:
     return (reused + computed) / computed
 
 
+def idle(facts: dict[str, Any]) -> bool:
+    """Whether a cache, by its counters, computed every step."""
+    reused, computed = (facts.get(key) for key in WORK_KEYS)
+    return reused == 0 and bool(computed)
+
+
 def _is_kernel(row: Row, baseline: Row) -> bool:
     """Whether a row's trick makes evaluations cheaper rather than fewer."""
     return row.nfe >= baseline.nfe and all(reuse(engaged.facts) == 1 for engaged in row.engaged)
